@@ -1,0 +1,1 @@
+"""What crosses the wire: topics, messages, chunked transfer, the MQTT session."""

@@ -1,0 +1,88 @@
+"""TOML to frozen typed structs, with errors that name the file, the key and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ffm_common.errors import ConfigInvalid, ConfigMissing, ConfigSyntax
+
+_MAX_BYTES = 1 << 20
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
+_MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`")
+_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every configuration struct: frozen, keyword-only, closed to unknown keys."""
+
+
+T = TypeVar("T")
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """Read the TOML file at `path` into a struct of type `kind`.
+
+    Raises
+    ------
+    ConfigMissing, ConfigSyntax, ConfigInvalid
+        Each with one line that names the file and, where there is one, the key.
+    """
+    return convert(read_toml(path), kind, source=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file of at most 1 MiB into plain dictionaries."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigMissing(f"cannot read {path}: {error.strerror or error}") from error
+    if len(raw) > _MAX_BYTES:
+        raise ConfigSyntax(f"{path} is larger than {_MAX_BYTES} bytes")
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigSyntax(f"{path}: {error}") from error
+
+
+def convert(values: dict[str, Any], kind: type[T], *, source: str) -> T:
+    """Turn plain dictionaries into `kind`; `source` is what an error names as the file."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigInvalid(f"{source}: {_explain(str(error), kind)}") from error
+
+
+def _explain(message: str, kind: type[Any]) -> str:
+    """Reword msgspec's message so that it names the dotted key and the keys allowed there."""
+    where = _PATH.search(message)
+    path = where["path"] if where else ""
+    text = _PATH.sub("", message)
+    prefix = f"{path}." if path else ""
+    if found := _UNKNOWN.search(text):
+        allowed = ", ".join(_fields_at(kind, path)) or "none"
+        return f"unknown key {prefix}{found['key']} (allowed here: {allowed})"
+    if found := _MISSING.search(text):
+        return f"missing key {prefix}{found['key']}"
+    return f"{path or 'file'}: {text}"
+
+
+def _fields_at(kind: Any, path: str) -> list[str]:
+    """List the keys that the struct at the dotted `path` below `kind` has."""
+    for part in filter(None, path.split(".")):
+        step = {field.name: field.type for field in msgspec.structs.fields(kind)}.get(part)
+        if step is None:
+            return []
+        kind = next((t for t in (step, *getattr(step, "__args__", ())) if _is_struct(t)), None)
+        if kind is None:
+            return []
+    return [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)

@@ -1,0 +1,267 @@
+"""The one tree of errors; docs/errors.md has a line for each leaf.
+
+A leaf has a stable ``code`` and a ``remedy``: the sentence that says what to do. A command that
+fails prints one line made of code, message and remedy, and exits with ``exit_status``.
+
+::
+
+    FfmError
+    ├── ConfigError
+    │   ├── ConfigMissing            config-missing
+    │   ├── ConfigSyntax             config-syntax
+    │   └── ConfigInvalid            config-invalid
+    ├── DataError
+    │   ├── DataMissing              data-missing
+    │   ├── DataEmpty                data-empty
+    │   ├── DataColumns              data-columns
+    │   ├── DataFormat               data-format
+    │   └── DataLabels               data-labels
+    ├── ModelError
+    │   ├── ModelMissing             model-missing
+    │   ├── ModelDigest              model-digest
+    │   └── AdapterInvalid           adapter-invalid
+    ├── TrainingError
+    │   ├── LossNotFinite            loss-not-finite
+    │   └── WorkerFailed             worker-failed
+    ├── ProfileError
+    │   └── ProfileUnknown           profile-unknown
+    ├── WireError
+    │   ├── MessageInvalid           message-invalid
+    │   ├── UpdateInvalid            update-invalid
+    │   └── BlobCorrupt              blob-corrupt
+    ├── BrokerError
+    │   ├── BrokerUnavailable        broker-unavailable
+    │   └── PortBusy                 port-busy
+    ├── StorageError
+    │   └── PathUnwritable           path-unwritable
+    ├── ExtraMissing                 extra-missing
+    └── FleetError
+        └── FleetStalled             fleet-stalled
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FfmError(Exception):
+    """Root of every error this project raises on purpose.
+
+    Parameters
+    ----------
+    message
+        What happened, with the name of the file, key, topic or value concerned.
+    remedy
+        Replaces the class's own sentence where the place knows better.
+    """
+
+    code: ClassVar[str] = "internal"
+    remedy: ClassVar[str] = "run again with --debug and report the traceback"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.how_to_resolve = remedy or type(self).remedy
+
+    def line(self) -> str:
+        """Give the one readable line that a person sees."""
+        return f"error [{self.code}]: {self.message} -- {self.how_to_resolve}"
+
+
+class ConfigError(FfmError):
+    """A configuration file cannot be used."""
+
+    exit_status = 2
+
+
+class ConfigMissing(ConfigError):
+    """The file is not there or cannot be read."""
+
+    code = "config-missing"
+    remedy = "check the path given with --config"
+
+
+class ConfigSyntax(ConfigError):
+    """The file is not TOML."""
+
+    code = "config-syntax"
+    remedy = "mend the line named; the format is TOML"
+
+
+class ConfigInvalid(ConfigError):
+    """A key is unknown, missing, of the wrong type or out of range."""
+
+    code = "config-invalid"
+    remedy = "mend the key named"
+
+
+class DataError(FfmError):
+    """A dataset cannot be used."""
+
+    exit_status = 2
+
+
+class DataMissing(DataError):
+    """The file is not there or cannot be read."""
+
+    code = "data-missing"
+    remedy = "check the path of the data file"
+
+
+class DataEmpty(DataError):
+    """The file holds no example."""
+
+    code = "data-empty"
+    remedy = "give a file with at least one row of text and label"
+
+
+class DataColumns(DataError):
+    """The text or label column is not there or cannot be guessed."""
+
+    code = "data-columns"
+    remedy = "name the columns with --text and --label"
+
+
+class DataFormat(DataError):
+    """The file is not what its name says, or is broken."""
+
+    code = "data-format"
+    remedy = "give CSV, TSV, JSONL or Parquet; the ending of the name tells which"
+
+
+class DataLabels(DataError):
+    """Too few labels, or a label that the task does not know."""
+
+    code = "data-labels"
+    remedy = "a classification task needs at least two labels, known to hub and agents alike"
+
+
+class ModelError(FfmError):
+    """A base model or adapter cannot be used."""
+
+
+class ModelMissing(ModelError):
+    """No base model at the path or under the name."""
+
+    code = "model-missing"
+    remedy = "give a folder made by `ffm model prepare`"
+
+
+class ModelDigest(ModelError):
+    """The base on this machine is not bit-identical to the federation's."""
+
+    code = "model-digest"
+    remedy = "copy the federation's base folder again; every agent must hold the same bytes"
+
+
+class AdapterInvalid(ModelError):
+    """The adapter folder or file does not match the base or the format."""
+
+    code = "adapter-invalid"
+    remedy = "give an adapter folder in PEFT format made for this base"
+
+
+class TrainingError(FfmError):
+    """A piece of training did not finish."""
+
+
+class LossNotFinite(TrainingError):
+    """The loss became NaN or infinite; the last good state is kept."""
+
+    code = "loss-not-finite"
+    remedy = "lower learning_rate, or look at the examples of this shard"
+
+
+class WorkerFailed(TrainingError):
+    """The worker process ended without a result."""
+
+    code = "worker-failed"
+    remedy = "see the worker's log named in the message"
+
+
+class ProfileError(FfmError):
+    """A device profile cannot be used."""
+
+    exit_status = 2
+
+
+class ProfileUnknown(ProfileError):
+    """No profile of that name is shipped and no file of that path exists."""
+
+    code = "profile-unknown"
+    remedy = "`ffm profile list` shows the names; a path to a TOML file works too"
+
+
+class WireError(FfmError):
+    """Something that came over the wire was refused; no state was changed."""
+
+
+class MessageInvalid(WireError):
+    """A control message does not match its schema or its limits."""
+
+    code = "message-invalid"
+    remedy = "hub and agents must run compatible versions"
+
+
+class UpdateInvalid(WireError):
+    """An update container does not match its format, its limits or this federation."""
+
+    code = "update-invalid"
+    remedy = "the sender must train from the version and base that the hub announced"
+
+
+class BlobCorrupt(WireError):
+    """A blob's bytes do not give its digest."""
+
+    code = "blob-corrupt"
+    remedy = "nothing to do: it is fetched again"
+
+
+class BrokerError(FfmError):
+    """The MQTT broker cannot be used."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No broker answers, or none can be started."""
+
+    code = "broker-unavailable"
+    remedy = "install mosquitto, or `pip install ffm-edge[broker]`, or give the broker's address"
+
+
+class PortBusy(BrokerError):
+    """The port asked for is in use."""
+
+    code = "port-busy"
+    remedy = "choose another port, or end the process that holds it"
+
+
+class StorageError(FfmError):
+    """The disk does not take what must be kept."""
+
+
+class PathUnwritable(StorageError):
+    """A file or folder cannot be written."""
+
+    code = "path-unwritable"
+    remedy = "give a folder that this user may write, with free space"
+    exit_status = 2
+
+
+class ExtraMissing(FfmError):
+    """An optional part is not installed."""
+
+    code = "extra-missing"
+    remedy = "install the extra named in the message"
+    exit_status = 2
+
+
+class FleetError(FfmError):
+    """A fleet on this machine did not do what it was asked."""
+
+
+class FleetStalled(FleetError):
+    """The fleet made no progress within its time."""
+
+    code = "fleet-stalled"
+    remedy = "look into the logs folder named in the message"

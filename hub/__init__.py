@@ -1,0 +1,1 @@
+"""On the gateway: versions, buffer, aggregation, public-data refresh, registry, broker start."""

@@ -1,0 +1,1 @@
+"""What a device may spend: shipped board profiles, detection, metering and enforcement."""

@@ -1,0 +1,1 @@
+"""Update codecs: tensors to few bytes and back."""
