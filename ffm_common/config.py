@@ -18,7 +18,10 @@ _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every configuration struct: frozen, keyword-only, closed to unknown keys."""
+    """Base of every configuration struct: closed to unknown keys.
+
+    Subclasses repeat ``frozen=True, kw_only=True``, which msgspec and mypy ask of each class.
+    """
 
 
 T = TypeVar("T")

@@ -9,13 +9,15 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     ├── ConfigError
     │   ├── ConfigMissing            config-missing
     │   ├── ConfigSyntax             config-syntax
-    │   └── ConfigInvalid            config-invalid
+    │   ├── ConfigInvalid            config-invalid
+    │   └── NameInvalid              name-invalid
     ├── DataError
     │   ├── DataMissing              data-missing
     │   ├── DataEmpty                data-empty
     │   ├── DataColumns              data-columns
     │   ├── DataFormat               data-format
-    │   └── DataLabels               data-labels
+    │   ├── DataLabels               data-labels
+    │   └── DataScarce               data-scarce
     ├── ModelError
     │   ├── ModelMissing             model-missing
     │   ├── ModelDigest              model-digest
@@ -25,15 +27,19 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   └── WorkerFailed             worker-failed
     ├── ProfileError
     │   └── ProfileUnknown           profile-unknown
+    ├── ResourceError
+    │   └── MemoryLimitHit           memory-limit
     ├── WireError
     │   ├── MessageInvalid           message-invalid
     │   ├── UpdateInvalid            update-invalid
-    │   └── BlobCorrupt              blob-corrupt
+    │   ├── BlobCorrupt              blob-corrupt
+    │   └── BlobOversize             blob-oversize
     ├── BrokerError
     │   ├── BrokerUnavailable        broker-unavailable
     │   └── PortBusy                 port-busy
     ├── StorageError
-    │   └── PathUnwritable           path-unwritable
+    │   ├── PathUnwritable           path-unwritable
+    │   └── LedgerBroken             ledger-broken
     ├── ExtraMissing                 extra-missing
     └── FleetError
         └── FleetStalled             fleet-stalled
@@ -96,6 +102,13 @@ class ConfigInvalid(ConfigError):
     remedy = "mend the key named"
 
 
+class NameInvalid(ConfigError):
+    """The name of a federation or an agent cannot stand in a topic."""
+
+    code = "name-invalid"
+    remedy = "use 1 to 64 of the characters a-z, 0-9 and -"
+
+
 class DataError(FfmError):
     """A dataset cannot be used."""
 
@@ -135,6 +148,13 @@ class DataLabels(DataError):
 
     code = "data-labels"
     remedy = "a classification task needs at least two labels, known to hub and agents alike"
+
+
+class DataScarce(DataError):
+    """Too few distinct examples for what was asked."""
+
+    code = "data-scarce"
+    remedy = "give more data, or ask for fewer agents"
 
 
 class ModelError(FfmError):
@@ -193,6 +213,17 @@ class ProfileUnknown(ProfileError):
     remedy = "`ffm profile list` shows the names; a path to a TOML file works too"
 
 
+class ResourceError(FfmError):
+    """A process met a limit of its device profile."""
+
+
+class MemoryLimitHit(ResourceError):
+    """The worker wanted more memory than its profile gives; it was stopped, the agent lives."""
+
+    code = "memory-limit"
+    remedy = "use a smaller batch, sequence length, rank or model, or raise memory_mb"
+
+
 class WireError(FfmError):
     """Something that came over the wire was refused; no state was changed."""
 
@@ -216,6 +247,13 @@ class BlobCorrupt(WireError):
 
     code = "blob-corrupt"
     remedy = "nothing to do: it is fetched again"
+
+
+class BlobOversize(WireError):
+    """A blob is announced larger than this side takes; nothing was allocated."""
+
+    code = "blob-oversize"
+    remedy = "raise the size limit here, or send fewer bits"
 
 
 class BrokerError(FfmError):
@@ -246,6 +284,13 @@ class PathUnwritable(StorageError):
     code = "path-unwritable"
     remedy = "give a folder that this user may write, with free space"
     exit_status = 2
+
+
+class LedgerBroken(StorageError):
+    """A hub's or an agent's database is corrupt, or belongs to another federation."""
+
+    code = "ledger-broken"
+    remedy = "restore the state folder from a backup, or move it away to start anew"
 
 
 class ExtraMissing(FfmError):

@@ -1,0 +1,54 @@
+"""What an agent must not forget when the power goes: its boot count and what it has trained.
+
+A small JSON file, written whole a few times per version (SD cards wear by writes).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ffm_common.errors import LedgerBroken
+from ffm_common.files import write_atomic
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """The journal's content.
+
+    Parameters
+    ----------
+    boot
+        Starts of this agent so far; tells an old last will from a new one.
+    trained
+        The blob of the version whose update is already in the outbox or further; "" for none.
+    """
+
+    boot: int = 0
+    trained: str = ""
+
+
+class Journal:
+    """Open the journal at `path`; LedgerBroken if it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self.entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+        except FileNotFoundError:
+            self.entry = Entry()
+        except (OSError, msgspec.DecodeError) as error:
+            raise LedgerBroken(f"{path}: {error}") from error
+
+    def boot(self) -> int:
+        """Count one more start and give the count."""
+        self._write(msgspec.structs.replace(self.entry, boot=self.entry.boot + 1))
+        return self.entry.boot
+
+    def set_trained(self, blob: str) -> None:
+        """Note that the update made from the version in `blob` is safe in the outbox."""
+        self._write(msgspec.structs.replace(self.entry, trained=blob))
+
+    def _write(self, entry: Entry) -> None:
+        write_atomic(self._path, msgspec.json.encode(entry))
+        self.entry = entry

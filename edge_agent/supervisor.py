@@ -1,0 +1,358 @@
+"""The agent's supervisor: one thread, one loop, no torch.
+
+It listens for the hub's manifest, fetches the version, has the worker train from it, and offers
+the update until the hub's receipt is there. Everything it must not forget is on disk before it is
+acted on, so a kill at any moment costs at most the steps since the worker's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+
+import msgspec
+import psutil
+
+from edge_agent.config import Located
+from edge_agent.journal import Journal
+from edge_agent.worker import UPDATE, TrainJob, TrainResult
+from federation import messages
+from federation.blobs import BlobStore
+from federation.download import Downloader
+from federation.messages import (
+    AgentState,
+    AgentStatus,
+    Done,
+    Gone,
+    HubState,
+    Manifest,
+    Need,
+    Offer,
+    Receipt,
+    Reject,
+)
+from federation.outbox import Outbox
+from federation.session import Acked, Connected, Disconnected, Event, Received, Session
+from federation.topics import ChunkRoute, HubRoute, MessageRoute, Topics
+from federation.upload import Uploader
+from ffm_common.errors import FfmError, MessageInvalid
+from ffm_common.files import make_folder, sha256_bytes
+from ffm_common.seeds import derive
+from learning import base
+from learning.process import Worker
+from profiles import profile as profiles
+from profiles.limits import Limits
+
+log = logging.getLogger("ffm.agent")
+
+_STARTED_FROM = "version"
+_BUSY_TICK_S, _IDLE_TICK_S = 0.2, 1.0
+_ANNOUNCE_S = 2.0
+_MAX_VERSION_BYTES = 1 << 30
+_ATTEMPTS = 3
+_BACKOFF_S = 5.0
+_ANSWERS: dict[str, type[Need | Done | Reject]] = {"need": Need, "done": Done, "reject": Reject}
+
+
+class Supervisor:
+    """One agent.
+
+    Parameters
+    ----------
+    located
+        Its configuration.
+
+    Raises
+    ------
+    ModelMissing, ModelDigest
+        The base folder is not there or has been altered.
+    ProfileUnknown
+        No such profile.
+    """
+
+    def __init__(self, located: Located) -> None:
+        self._config = located.config
+        self._where = located
+        self._base = base.verify(located.base)
+        self._profile = profiles.load(self._config.profile)
+        folder = make_folder(located.folder)
+        self._journal = Journal(folder / "journal.json")
+        self._boot = self._journal.boot()
+        self._store = BlobStore(folder / "blobs")
+        self._outbox = Outbox(folder / "outbox")
+        self._work = folder / "work"
+        self._topics = Topics(self._config.federation)
+        self._state_topic = self._topics.agent_state(self._config.id)
+        self._state = AgentState(status="starting", boot=self._boot, profile=self._profile.name)
+        will = messages.encode(msgspec.structs.replace(self._state, status="lost"))
+        self._session = Session(
+            self._config.broker.host,
+            self._config.broker.port,
+            self._config.id,
+            subscriptions=self._topics.for_agent(self._config.id),
+            will=(self._state_topic, will),
+        )
+        self._downloader = Downloader(
+            self._topics,
+            self._config.id,
+            self._store,
+            self._session.publish,
+            on_complete=self._on_version,
+            on_gone=self._on_gone,
+            max_bytes=_MAX_VERSION_BYTES,
+        )
+        self._uploader = Uploader(
+            self._topics,
+            self._config.id,
+            self._outbox,
+            self._session.publish,
+            self._on_receipt,
+        )
+        self._manifest: Manifest | None = None
+        self._hub_there = True
+        self._worker: Worker[TrainResult] | None = None
+        self._failures = 0
+        self._retry_at = 0.0
+        self._announced: AgentState | None = None
+        self._announce_at = 0.0
+        self._stopping = False
+        self._me = psutil.Process()
+
+    def stop(self) -> None:
+        """Ask the loop to end; may be called from a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        log.info("agent %s, profile %s", self._config.id, self._profile.name)
+        try:
+            while not self._stopping:
+                busy = self._worker is not None or self._state.status in {
+                    "downloading",
+                    "uploading",
+                }
+                event = self._session.next(_BUSY_TICK_S if busy else _IDLE_TICK_S)
+                while event is not None:
+                    self._on_event(event)
+                    event = self._session.next(0)
+                now = time.monotonic()
+                self._downloader.tick(now)
+                self._uploader.tick(now)
+                self._tend_worker(now)
+                self._start_worker(now)
+                self._announce(now)
+        finally:
+            if self._worker is not None:
+                self._worker.close()
+            self._publish_state(msgspec.structs.replace(self._state, status="left"))
+            self._session.close()
+            self._outbox.close()
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Connected():
+                log.info("connected to the broker")
+                self._announced = None
+                self._move_on()
+            case Disconnected(reason=reason):
+                log.warning("lost the broker (%s); reconnecting", reason)
+                self._hold()
+            case Acked(mid=mid):
+                self._uploader.on_acked(mid)
+            case Received(topic=topic, payload=payload):
+                try:
+                    self._on_message(topic, payload)
+                except MessageInvalid as error:
+                    log.warning("%s", error.line())
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        match self._topics.parse(topic):
+            case HubRoute(kind="manifest"):
+                self._on_manifest(messages.decode(payload, Manifest))
+            case HubRoute(kind="state"):
+                self._on_hub(messages.decode(payload, HubState))
+            case ChunkRoute(digest=digest, index=index):
+                self._downloader.on_chunk(digest, index, payload)
+            case MessageRoute(kind="gone"):
+                self._downloader.on_gone(messages.decode(payload, Gone))
+            case MessageRoute(kind=kind) if kind in _ANSWERS:
+                self._uploader.on_message(messages.decode(payload, _ANSWERS[kind]))
+            case other:
+                raise MessageInvalid(f"{other} is not for an agent")
+
+    def _on_hub(self, hub: HubState) -> None:
+        """Talk to the hub only while it is there, and start over when it is back."""
+        there = hub.status not in {"lost", "left"}
+        if there and not self._hub_there:
+            self._move_on()
+        elif not there:
+            log.warning("the hub is gone (%s)", hub.status)
+            self._hold()
+        self._hub_there = there
+
+    def _move_on(self) -> None:
+        self._uploader.on_connected()
+        self._downloader.on_connected()
+
+    def _hold(self) -> None:
+        self._uploader.hold()
+        self._downloader.hold()
+
+    def _on_manifest(self, manifest: Manifest) -> None:
+        if self._manifest == manifest:
+            return
+        if manifest.federation != self._config.federation:
+            raise MessageInvalid(f"manifest of federation {manifest.federation!r}")
+        if self._worker is not None:
+            log.info("version %d is out, dropping the work on an older one", manifest.version)
+            self._worker.close()
+            self._worker = None
+        self._manifest = manifest
+        self._failures, self._retry_at = 0, 0.0
+        if manifest.base != self._base.digest:
+            self._set("failed", detail="the federation uses another base model [model-digest]")
+            return
+        for digest in list(self._store.digests()):
+            if digest != manifest.blob:
+                self._store.remove(digest)
+        if not self._resumes(manifest):
+            shutil.rmtree(self._work, ignore_errors=True)
+        self._set("downloading")
+        self._downloader.want(manifest.blob, manifest.size)
+
+    def _resumes(self, manifest: Manifest) -> bool:
+        """Tell whether the work folder holds checkpoints of the version announced."""
+        marker = self._work / _STARTED_FROM
+        return marker.exists() and marker.read_text() == manifest.blob
+
+    def _on_version(self, digest: str) -> None:
+        if self._manifest is not None and self._manifest.blob == digest:
+            log.info("holding version %d", self._manifest.version)
+            self._set("idle", version=self._manifest.version)
+
+    def _on_gone(self, digest: str) -> None:
+        log.warning("the hub does not have version %s (any more)", digest[:12])
+        self._set("idle", detail="waiting for a version that the hub has")
+
+    def _on_receipt(self, offer: Offer, receipt: Receipt) -> None:
+        if isinstance(receipt, Reject):
+            log.warning("update for version %d refused: %s", offer.version, receipt.why)
+            self._set("idle", detail=f"update refused: {receipt.why} [{receipt.code}]")
+        else:
+            log.info("update for version %d counted", offer.version)
+            self._set("idle")
+
+    # -- training -------------------------------------------------------------------------------
+
+    def _trainable(self, now: float) -> Manifest | None:
+        """Give the manifest to train from now, if there is one."""
+        manifest = self._manifest
+        if (
+            manifest is not None
+            and manifest.open
+            and manifest.base == self._base.digest
+            and self._worker is None
+            and self._store.has(manifest.blob)
+            and self._journal.entry.trained != manifest.blob
+            and self._failures < _ATTEMPTS
+            and now >= self._retry_at
+        ):
+            return manifest
+        return None
+
+    def _start_worker(self, now: float) -> None:
+        manifest = self._trainable(now)
+        if manifest is None:
+            return
+        task = manifest.task
+        make_folder(self._work)
+        (self._work / _STARTED_FROM).write_text(manifest.blob)
+        limits = Limits.of(self._profile)
+        job = TrainJob(
+            base=str(self._where.base),
+            base_digest=self._base.digest,
+            version=manifest.version,
+            version_blob=str(self._store.path(manifest.blob)),
+            task=task,
+            codec=manifest.codec,
+            data=str(self._where.data),
+            text=self._config.data.text,
+            label=self._config.data.label,
+            micro_batch=self._profile.batch,
+            threads=limits.threads,
+            seed=derive(task.seed, self._config.id, manifest.version),
+        )
+        self._worker = Worker(
+            "edge_agent.worker", job, TrainResult, folder=self._work, limits=limits
+        )
+        self._set("training", version=manifest.version, step=0, steps=task.training.local_steps)
+
+    def _tend_worker(self, now: float) -> None:
+        worker, manifest = self._worker, self._manifest
+        if worker is None or manifest is None:
+            return
+        ended = worker.poll()
+        if worker.last is not None:
+            self._set(
+                "training",
+                step=worker.last.step,
+                steps=worker.last.steps,
+                loss=worker.last.loss,
+                worker_memory_mb=worker.last.memory_mb,
+            )
+        if not ended:
+            return
+        self._worker = None
+        try:
+            result = worker.result()
+            blob = (self._work / UPDATE).read_bytes()
+            offer = Offer(
+                digest=sha256_bytes(blob),
+                size=len(blob),
+                version=manifest.version,
+                examples=result.examples,
+                loss=result.loss,
+                seconds=result.seconds,
+            )
+            self._outbox.add(offer, blob)
+            self._journal.set_trained(manifest.blob)
+        except FfmError as error:
+            self._failures += 1
+            self._retry_at = now + _BACKOFF_S * 2 ** (self._failures - 1)
+            log.error("training from version %d failed: %s", manifest.version, error.message)
+            self._set("failed", detail=error.message)
+            return
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._set("uploading", loss=result.loss, worker_memory_mb=result.peak_memory_mb, detail="")
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def _set(self, status: AgentStatus, **changes: object) -> None:
+        self._state = msgspec.structs.replace(self._state, status=status, **changes)
+
+    def _announce(self, now: float) -> None:
+        """Publish the state: at once when the status changes, else now and then while busy."""
+        before = self._announced
+        if not self._session.connected or before == self._state:
+            return
+        same = before is not None and (before.status, before.detail) == (
+            self._state.status,
+            self._state.detail,
+        )
+        if same and now < self._announce_at:
+            return
+        self._announce_at = now + _ANNOUNCE_S
+        self._announced = self._state
+        self._publish_state(self._state)
+
+    def _publish_state(self, state: AgentState) -> None:
+        full = msgspec.structs.replace(
+            state,
+            memory_mb=round(self._me.memory_info().rss / 2**20, 1),
+            sent_bytes=self._session.sent_bytes,
+            received_bytes=self._session.received_bytes,
+        )
+        self._session.publish(self._state_topic, messages.encode(full), retain=True)

@@ -1,0 +1,202 @@
+"""What is said: small JSON messages with a limit on every field.
+
+A field that a newer sender adds is ignored, so that hub and agents may be upgraded one by one; only
+a task is refused when it is not understood whole.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from ffm_common.errors import MessageInvalid
+from ffm_common.task import Task
+
+MAX_MESSAGE_BYTES = 64 * 1024
+MAX_RANGES = 512
+_MAX_TEXT = 500
+
+Digest: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Name: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9-]{1,64}\Z")]
+Text: TypeAlias = Annotated[str, Meta(max_length=_MAX_TEXT)]
+Code: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Label: TypeAlias = Annotated[str, Meta(max_length=128)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+Version: TypeAlias = Annotated[int, Meta(ge=-1, le=2**31)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0.0)]
+Ranges: TypeAlias = Annotated[
+    tuple[tuple[Count, Count], ...], Meta(min_length=1, max_length=MAX_RANGES)
+]
+"""Chunk indices as pairs (first, last + 1)."""
+AgentStatus: TypeAlias = Literal[
+    "starting",
+    "idle",
+    "downloading",
+    "training",
+    "uploading",
+    "paused",
+    "failed",
+    "lost",
+    "left",
+]
+HubStatus: TypeAlias = Literal["starting", "open", "closing", "finished", "left", "lost"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything said over the wire."""
+
+
+class AgentState(Message, frozen=True, kw_only=True):
+    """How an agent is (retained; its last will is the same with status ``lost``).
+
+    `boot` counts the starts of the agent: a ``lost`` of an earlier boot is stale. `version` is
+    the version held (-1: none). Memory is in MB, resident: of the supervisor now, and of the
+    worker at its peak. Bytes are MQTT payload since this boot.
+    """
+
+    status: AgentStatus
+    boot: Count
+    profile: Label = ""
+    version: Version = -1
+    step: Count = 0
+    steps: Count = 0
+    loss: float | None = None
+    memory_mb: Annotated[float, Meta(ge=0.0)] = 0.0
+    worker_memory_mb: Annotated[float, Meta(ge=0.0)] = 0.0
+    sent_bytes: Count = 0
+    received_bytes: Count = 0
+    detail: Text = ""
+
+    def __post_init__(self) -> None:
+        """Cut the free text, which often is somebody's error message, to what may be sent."""
+        msgspec.structs.force_setattr(self, "detail", self.detail[:_MAX_TEXT])
+
+
+class HubState(Message, frozen=True, kw_only=True):
+    """How the hub is (retained; its last will is the same with status ``lost``).
+
+    `version` is the one being made, `updates` of `expected` have been counted for it.
+    """
+
+    status: HubStatus
+    boot: Count
+    version: Version = -1
+    updates: Count = 0
+    expected: Count = 0
+    detail: Text = ""
+
+    def __post_init__(self) -> None:
+        """Cut the free text to what may be sent."""
+        msgspec.structs.force_setattr(self, "detail", self.detail[:_MAX_TEXT])
+
+
+class Manifest(Message, frozen=True, kw_only=True):
+    """The current version (retained): what to fetch, and how to train from it.
+
+    `blob` and `size` (bytes) name the adapter's bytes, `base` the base model they belong to,
+    `spec` the names and shapes of what is trained, `task` what is to be learned and how, `codec`
+    how updates are encoded. `deadline_s` is how many seconds the version stays open after it was
+    published; `open` is False when no updates are wanted (any more).
+    """
+
+    federation: Name
+    version: Annotated[int, Meta(ge=0, le=2**31)]
+    blob: Digest
+    size: Annotated[int, Meta(ge=1, le=2**53)]
+    base: Digest
+    spec: Digest
+    task: Task
+    codec: Code
+    deadline_s: Seconds
+    open: bool
+
+
+class Offer(Message, frozen=True, kw_only=True):
+    """Agent: I have this update (`size` bytes) for `version`.
+
+    `examples` were trained on, ending at `loss`, in `seconds`.
+    """
+
+    digest: Digest
+    size: Annotated[int, Meta(ge=1, le=2**53)]
+    version: Annotated[int, Meta(ge=0, le=2**31)]
+    examples: Annotated[int, Meta(ge=1, le=2**53)]
+    loss: float | None = None
+    seconds: Seconds = 0.0
+
+
+class Need(Message, frozen=True, kw_only=True):
+    """Hub: of the blob offered, send these chunks."""
+
+    digest: Digest
+    ranges: Ranges
+
+
+class Done(Message, frozen=True, kw_only=True):
+    """Hub: the update is durable here and counted for `version`; forget it."""
+
+    digest: Digest
+    version: Version
+
+
+class Reject(Message, frozen=True, kw_only=True):
+    """Hub: the update will never be counted, for the reason `code`; forget it."""
+
+    digest: Digest
+    code: Code
+    why: Text = ""
+
+    def __post_init__(self) -> None:
+        """Cut the free text to what may be sent."""
+        msgspec.structs.force_setattr(self, "why", self.why[:_MAX_TEXT])
+
+
+class Get(Message, frozen=True, kw_only=True):
+    """Agent: of this blob, send me these chunks."""
+
+    digest: Digest
+    ranges: Ranges
+
+
+class Gone(Message, frozen=True, kw_only=True):
+    """Hub: no such blob here (any more); read the manifest again."""
+
+    digest: Digest
+
+
+Receipt: TypeAlias = Done | Reject
+
+T = TypeVar("T", bound=Message)
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def encode(message: Message) -> bytes:
+    """Give the JSON of `message`, at most 64 KiB.
+
+    Raises
+    ------
+    MessageInvalid
+        A field is out of its limits: better said here than by a receiver far away.
+    """
+    payload = _ENCODER.encode(message)
+    decode(payload, type(message))
+    return payload
+
+
+def decode(payload: bytes, kind: type[T]) -> T:
+    """Read `payload` as a message of type `kind`; its size is checked before it is parsed.
+
+    Raises
+    ------
+    MessageInvalid
+        Too large, not JSON, a field missing, of the wrong type, or out of its limits.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise MessageInvalid(f"{kind.__name__} of {len(payload)} bytes is too large")
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MessageInvalid(f"{kind.__name__}: {error}") from error

@@ -1,0 +1,138 @@
+"""An update's way up: offer -> need(ranges) -> chunks -> done | reject.
+
+Neither side has a thread or a timer: events and the time are handed in. Every message may be lost,
+doubled or late. Only the hub's receipt empties the agent's outbox.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from federation.chunks import CHUNK, chunk_count, from_ranges, pack
+from federation.messages import Done, Need, Offer, Receipt, Reject, encode
+from federation.outbox import Outbox
+from federation.pace import Backoff
+from federation.topics import Topics
+
+Publish: TypeAlias = Callable[[str, bytes], int | None]
+"""Sends at QoS 1; gives the message id, or None when nothing was sent."""
+
+WINDOW: Final = 4
+_OFFER_S: Final = (1.0, 8.0)
+_STUCK_S: Final = 60.0
+
+
+class Uploader:
+    """The agent's side: brings the outbox to the hub, one update at a time, oldest first.
+
+    Parameters
+    ----------
+    topics, agent
+        Where to send.
+    outbox
+        What to send.
+    publish
+        How to send.
+    on_settled
+        Called with offer and receipt once the outbox has let an update go.
+    rng
+        Source of the jitter.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        agent: str,
+        outbox: Outbox,
+        publish: Publish,
+        on_settled: Callable[[Offer, Receipt], None],
+        *,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._topics = topics
+        self._agent = agent
+        self._outbox = outbox
+        self._publish = publish
+        self._on_settled = on_settled
+        self._active = False
+        self._now = 0.0
+        self._offer: Offer | None = None
+        self._todo: deque[int] = deque()
+        self._under_way: dict[int, int] = {}  # message id -> chunk
+        self._next_offer = Backoff(*_OFFER_S, rng=rng)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the hub still owes a receipt."""
+        return bool(self._outbox.pending())
+
+    def on_connected(self) -> None:
+        """Start, or start over: the session has connected, or the hub is (back) there."""
+        self._active = True
+        self._start_over()
+
+    def hold(self) -> None:
+        """Send nothing until `on_connected`: the connection is gone, or the hub is."""
+        self._active = False
+
+    def on_message(self, message: Need | Done | Reject) -> None:
+        """Take an answer of the hub; one that is late, or for another update, does no harm."""
+        if not isinstance(message, Need):
+            settled = self._outbox.settle(message.digest, message)
+            if self._offer is not None and self._offer.digest == message.digest:
+                self._offer = None
+                self._start_over()
+            if settled is not None:
+                self._on_settled(settled, message)
+        elif self._offer is not None and self._offer.digest == message.digest:
+            size = self._offer.size
+            under_way = set(self._under_way.values())
+            wanted = from_ranges(message.ranges, size, chunk_count(size))
+            # From a dict and not a list: ranges that overlap must not send a chunk twice.
+            self._todo = deque(index for index in dict.fromkeys(wanted) if index not in under_way)
+            self._next_offer.restart(self._now)
+            self._send_chunks()
+
+    def on_acked(self, mid: int) -> None:
+        """The broker took a chunk: there is room for the next."""
+        if self._under_way.pop(mid, None) is not None:
+            self._next_offer.restart(self._now)
+            self._send_chunks()
+
+    def tick(self, now: float) -> None:
+        """Let time pass, to `now` (monotonic seconds): offer, send what there is room for."""
+        self._now = now
+        if not self._active:
+            return
+        if self._offer is None:
+            self._offer = next(iter(self._outbox.pending()), None)
+            if self._offer is None:
+                return
+        self._send_chunks()
+        # While chunks are under way their acks are what moves things; silence means a sick link.
+        patience = _STUCK_S if self._under_way else 0.0
+        if now >= self._next_offer.due + patience:
+            self._under_way.clear()
+            self._todo.clear()
+            topic = self._topics.up(self._agent, "offer")
+            if self._publish(topic, encode(self._offer)) is not None:
+                self._next_offer.again(now)
+
+    def _start_over(self) -> None:
+        self._todo.clear()
+        self._under_way.clear()
+        self._next_offer.act_now()
+
+    def _send_chunks(self) -> None:
+        while self._active and self._offer and self._todo and len(self._under_way) < WINDOW:
+            index = self._todo[0]
+            digest = self._offer.digest
+            data = self._outbox.read(digest, index * CHUNK, CHUNK)
+            mid = self._publish(self._topics.chunk_up(self._agent, digest, index), pack(data))
+            if mid is None:
+                return
+            self._todo.popleft()
+            self._under_way[mid] = index

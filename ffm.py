@@ -1,0 +1,57 @@
+"""The one command line. Each package brings its own sub-commands, imported only when called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module, metadata
+
+from ffm_common.errors import FfmError
+
+# Each of these modules has add_commands(subparsers) and imports nothing heavy.
+_PACKAGES = ("fleet", "hub", "edge_agent", "learning")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="ffm", description="Federated foundation models on boards people own."
+    )
+    top.add_argument("--version", action="version", version=f"ffm {_version()}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for package in _PACKAGES:
+        import_module(f"{package}.cli").add_commands(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; give its exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except FfmError as error:
+        if arguments.debug:
+            raise
+        sys.stderr.write(f"ffm: {error.line()}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("ffm: interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error of ours.
+        sys.stderr.close()
+        return 0
+    return status
+
+
+def _version() -> str:
+    try:
+        return metadata.version("ffm-edge")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What is to be learned: one set of structs for hub.toml, the manifest and the trainer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from ffm_common.config import Config
+
+AdapterKind = Literal["lora", "prompt"]
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+class Adapter(Config, frozen=True, kw_only=True):
+    """What is trained on top of the frozen base.
+
+    Parameters
+    ----------
+    kind
+        ``lora``: low-rank factors in the linear layers (Hu et al. 2021); ``prompt``: a soft prompt
+        (Lester et al. 2021). A classifier head is trained with either.
+    rank, alpha
+        LoRA: rank of the factors; their product is scaled by ``alpha / rank``.
+    targets
+        LoRA: last parts of the names of the linear layers that get factors.
+    prompt_tokens
+        Soft prompt: how many virtual tokens.
+    """
+
+    kind: AdapterKind = "lora"
+    rank: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    alpha: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    targets: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=32)
+    ] = ("query", "key", "value", "dense")
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=1, le=512)] = 16
+
+
+class Training(Config, frozen=True, kw_only=True):
+    """How a device trains between two versions.
+
+    Parameters
+    ----------
+    local_steps
+        Optimizer steps per version.
+    batch_size
+        Examples per step; a device splits it into micro-batches that fit its profile.
+    learning_rate, head_learning_rate
+        AdamW step sizes of the adapter and of the classifier head.
+    max_length
+        Tokens per example; longer texts are cut.
+    """
+
+    local_steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 16
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2e-3
+    head_learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2e-3
+    max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] = 64
+
+
+class Task(Config, frozen=True, kw_only=True):
+    """One federation's learning task, the same for hub and agents."""
+
+    labels: Annotated[tuple[Label, ...], msgspec.Meta(min_length=2, max_length=1000)]
+    adapter: Adapter = Adapter()
+    training: Training = Training()
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0

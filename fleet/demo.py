@@ -1,0 +1,348 @@
+"""`ffm demo`: a whole federation on this machine, every part a real process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ffm_common.errors import FleetStalled, PortBusy
+from ffm_common.seeds import derive
+from ffm_common.task import Adapter, AdapterKind, Training
+from fleet import report as reports
+from fleet.baseline import BaselineJob
+from fleet.layout import FEDERATION, Layout, Member
+from fleet.observer import Observer
+from fleet.partition import Split, split
+from fleet.processes import Child
+from fleet.report import Baselines, Report, VersionReport
+from fleet.table import Screen
+from hub.ledger import VersionRow, read_versions
+from learning import adapter as adapters
+from learning import base
+from learning.data import Example, label_names, load_labelled, require_labels
+from learning.process import Worker
+from learning.trainer import Measure
+from profiles import profile as profiles
+from profiles.limits import Limits
+
+_PROFILES = ("rpi4-4gb", "rpi5-8gb", "jetson-orin-nano-8gb", "laptop-cpu")
+_PER_AREA = 300
+_TEST, _PUBLIC_PER_LABEL = 400, 10
+_PUBLIC_STEPS = 8
+_DEADLINE_S = 240.0
+_PATIENCE_S = 300.0
+_LOOK_S = 0.5
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person asks of the demo.
+
+    Parameters
+    ----------
+    data, text, label
+        Own labelled text and its columns; None: docstrings of this machine's Python.
+    adapter
+        LoRA or soft prompt.
+    agents, versions
+        How many of each.
+    alpha
+        Dirichlet parameter of the split over agents; smaller is less alike.
+    seed
+        Decides the split and every draw; the same seed gives the same accuracies.
+    out
+        Folder for everything the run writes.
+    baselines
+        Also train each device alone, and the hub alone.
+    broker, port
+        Which broker, and where it listens; port 0 takes a free one.
+    """
+
+    data: Path | None
+    text: str | None
+    label: str | None
+    adapter: AdapterKind
+    agents: int
+    versions: int
+    alpha: float
+    seed: int
+    out: Path
+    baselines: bool
+    broker: Literal["auto", "mosquitto", "amqtt"]
+    port: int
+
+
+def run(options: Options) -> Report:
+    """Run the demo and leave report.json, a plot and the final adapter in `options.out`.
+
+    Raises
+    ------
+    DataError, PathUnwritable, PortBusy, FleetStalled
+        Each with its code; nothing is left running.
+    """
+    started = time.monotonic()
+    layout = Layout(options.out)
+    with Screen() as screen:
+        parts = _deal(options, layout, screen)
+        port = _port(options.port)
+        layout.clear()
+        members = _members(options.agents)
+        layout.write_data(parts, members)
+        screen.say("quantizing the base model (MiniLM-L6, NF4)")
+        base.prepare(base.bundled_minilm(), layout.base)
+        adapter, training = _settings(options)
+        layout.write_configs(
+            members,
+            broker=options.broker,
+            port=port,
+            adapter=adapter,
+            training=training,
+            versions=options.versions,
+            deadline_s=_DEADLINE_S,
+            public_steps=_PUBLIC_STEPS,
+            seed=options.seed,
+        )
+        fleet = _Fleet(layout, members, port, options.versions, screen)
+        versions = fleet.run()
+        shutil.copytree(layout.version(versions[-1].version), layout.adapter)
+        baselines = (
+            _baselines(layout, members, options, training, screen) if options.baselines else None
+        )
+    found = _report(options, layout, versions, baselines, fleet, time.monotonic() - started)
+    reports.write(layout.report, found)
+    reports.plot(layout.plot, found)
+    return found
+
+
+def _deal(options: Options, layout: Layout, screen: Screen) -> Split:
+    """Read or collect the data and deal it out; the first thing, so that bad data stops here."""
+    if options.data is None:
+        from fleet.docstrings import collect
+
+        screen.say("collecting docstrings of this machine's Python")
+        examples: list[Example] = collect(_PER_AREA, options.seed)
+    else:
+        labelled = load_labelled(options.data, text=options.text, label=options.label)
+        screen.say(f"{options.data}: {labelled.describe()}")
+        examples = labelled.examples
+    require_labels(examples)
+    labels = label_names(examples)
+    parts = split(
+        examples,
+        agents=options.agents,
+        alpha=options.alpha,
+        public=_PUBLIC_PER_LABEL * len(labels),
+        test=max(_TEST, 4 * len(labels)),
+        seed=options.seed,
+    )
+    sizes = ", ".join(str(len(shard)) for shard in parts.agents)
+    screen.say(
+        f"{len(labels)} labels; private examples per agent: {sizes}; "
+        f"public {len(parts.public)}, held out {len(parts.test)}; to {layout.out}"
+    )
+    return parts
+
+
+def _members(count: int) -> list[Member]:
+    names = [_PROFILES[place % len(_PROFILES)] for place in range(count)]
+    return [
+        Member(id=f"{name.split('-')[0]}-{place + 1}", profile=name)
+        for place, name in enumerate(names)
+    ]
+
+
+def _settings(options: Options) -> tuple[Adapter, Training]:
+    if options.adapter == "prompt":
+        # A prompt's entries are as large as word embeddings: its steps must be larger, too.
+        return Adapter(kind="prompt"), Training(learning_rate=3e-2, head_learning_rate=1e-2)
+    return Adapter(kind="lora"), Training()
+
+
+def _port(wanted: int) -> int:
+    """Give a port that is free now; agents must know it before the hub starts."""
+    with socket.socket() as probe:
+        # As brokers do: connections of an earlier run that linger are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise PortBusy(f"port {wanted} on 127.0.0.1 is in use") from error
+        return int(probe.getsockname()[1])
+
+
+class _Fleet:
+    """The running processes, watched until the last version is there."""
+
+    def __init__(
+        self, layout: Layout, members: list[Member], port: int, versions: int, screen: Screen
+    ) -> None:
+        self._layout, self._members, self._port = layout, members, port
+        self._last, self._screen = versions, screen
+        self._gone: set[str] = set()
+        self.events: list[str] = []
+        self.broker = "unknown"
+
+    def run(self) -> list[VersionRow]:
+        """Start everything, watch, stop everything; give the versions made."""
+        with contextlib.ExitStack() as stack:
+            hub = self._start("hub", ["hub", "run", "--config", str(self._layout.hub_config)])
+            stack.callback(hub.stop)
+            agents = []
+            for member in self._members:
+                config = self._layout.agent(member.id) / "agent.toml"
+                agent = self._start(member.id, ["agent", "run", "--config", str(config)])
+                stack.callback(agent.stop)
+                agents.append(agent)
+            observer = Observer("127.0.0.1", self._port, FEDERATION)
+            stack.callback(observer.close)
+            versions = self._watch(hub, agents, observer)
+            hub.wait(_PATIENCE_S / 10)
+            return versions
+
+    def _start(self, name: str, arguments: list[str]) -> Child:
+        return Child(name, arguments, self._layout.logs / f"{name}.log")
+
+    def _watch(self, hub: Child, agents: list[Child], observer: Observer) -> list[VersionRow]:
+        moved, known = time.monotonic(), -1
+        while True:
+            observer.listen(_LOOK_S)
+            versions = self._versions()
+            self._screen.show(observer.hub, observer.agents, versions)
+            if versions and versions[-1].version >= self._last:
+                return versions
+            if len(versions) != known:
+                known, moved = len(versions), time.monotonic()
+            self._look_after(hub, agents, versions)
+            if time.monotonic() - moved > _DEADLINE_S + _PATIENCE_S:
+                raise FleetStalled(f"no new version for long; logs are in {self._layout.logs}")
+
+    def _look_after(self, hub: Child, agents: list[Child], versions: list[VersionRow]) -> None:
+        version = versions[-1].version if versions else 0
+        how = hub.ended()
+        if how is not None and hub.name not in self._gone:
+            if "signal" not in how:
+                raise FleetStalled(f"the hub {how}: {hub.last_error()}")
+            self._note(hub, f"the hub was {how} in version {version}")
+            self._screen.say(
+                f"start it again by hand and it carries on:\n"
+                f"  ffm hub run --config {self._layout.hub_config}"
+            )
+        for agent in agents:
+            how = agent.ended()
+            if how is not None and agent.name not in self._gone:
+                self._note(
+                    agent,
+                    f"agent {agent.name} was lost in version {version} ({how}); "
+                    "versions close without it",
+                )
+                if "signal" not in how:
+                    self._note(agent, f"agent {agent.name} said: {agent.last_error()}")
+        if all(agent.name in self._gone for agent in agents):
+            raise FleetStalled(f"every agent is gone; logs are in {self._layout.logs}")
+
+    def _note(self, child: Child, line: str) -> None:
+        self._gone.add(child.name)
+        self.events.append(line)
+        self._screen.say(line)
+
+    def _versions(self) -> list[VersionRow]:
+        try:
+            return read_versions(self._layout.ledger)
+        except sqlite3.Error:
+            return []  # not there yet
+
+
+def _baselines(
+    layout: Layout, members: list[Member], options: Options, training: Training, screen: Screen
+) -> Baselines:
+    """Train every shard alone, as many steps as each device had, two at a time."""
+    steps = options.versions * training.local_steps
+    screen.say(f"baselines: each device alone and the hub alone, {steps} steps each")
+    task = adapters.read_card(layout.adapter).task
+    shards = [(m.id, layout.agent(m.id) / "private.jsonl", m.profile) for m in members]
+    shards.append(("hub", layout.public, "gateway"))
+
+    def work() -> Iterator[tuple[str, Worker[Measure]]]:
+        for name, path, profile_name in shards:
+            profile = profiles.load(profile_name)
+            limits = Limits.of(profile)
+            job = BaselineJob(
+                base=str(layout.base.resolve()),
+                task=task,
+                train=str(path.resolve()),
+                evaluation=str(layout.test.resolve()),
+                steps=steps,
+                micro_batch=profile.batch,
+                threads=1,
+                seed=derive(options.seed, name, "alone"),
+            )
+            folder = layout.out / "baselines" / name
+            yield name, Worker("fleet.baseline", job, Measure, folder=folder, limits=limits)
+
+    found: dict[str, float] = {}
+    running: dict[str, Worker[Measure]] = {}
+    waiting = work()
+    try:
+        while True:
+            while len(running) < (os.cpu_count() or 1) and (entry := next(waiting, None)):
+                running[entry[0]] = entry[1]
+            if not running:
+                break
+            time.sleep(0.1)
+            for name, worker in list(running.items()):
+                if worker.poll():
+                    found[name] = running.pop(name).result().accuracy
+                    screen.say(f"alone: {name} {found[name]:.3f}")
+    finally:
+        for worker in running.values():
+            worker.close()
+    hub_alone = found.pop("hub")
+    return Baselines(alone=found, hub_alone=hub_alone)
+
+
+def _report(
+    options: Options,
+    layout: Layout,
+    versions: list[VersionRow],
+    baselines: Baselines | None,
+    fleet: _Fleet,
+    seconds: float,
+) -> Report:
+    first, *made = versions
+    plain: dict[str, Any] = msgspec.to_builtins(options, enc_hook=str)
+    tensors = adapters.load_tensors(layout.adapter)
+    return Report(
+        versions=[
+            VersionReport(
+                version=row.version,
+                accuracy=row.accuracy,
+                loss=row.loss,
+                updates=row.updates,
+                closed_because=row.closed_because,
+                uplink_bytes=row.uplink_bytes,
+                downlink_bytes=row.downlink_bytes,
+                seconds=row.seconds,
+            )
+            for row in made
+        ],
+        initial_accuracy=first.accuracy,
+        final_accuracy=versions[-1].accuracy,
+        fp32_update_bytes=sum(4 * int(array.size) for array in tensors.values()),
+        adapter_path=str(layout.adapter),
+        base_path=str(layout.base),
+        evaluation_path=str(layout.test),
+        broker=fleet.broker,
+        seconds=seconds,
+        seed=options.seed,
+        baselines=baselines,
+        events=fleet.events,
+        config=plain,
+    )

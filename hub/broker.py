@@ -1,0 +1,242 @@
+"""The MQTT broker: the one that is given, else a mosquitto as our child, else amqtt as our child.
+
+The protocol never relies on what a broker promises to keep, so a child keeps nothing on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import ipaddress
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias
+
+from ffm_common.errors import BrokerUnavailable, PortBusy
+from ffm_common.files import make_folder, write_atomic
+
+Kind: TypeAlias = Literal["auto", "mosquitto", "amqtt", "external"]
+
+_LOG = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[1]
+_TIED = Path(__file__).with_name("tied.py")
+_START_S: Final = 15.0
+_STOP_S: Final = 3.0
+_TRIES: Final = 5
+# MQTT 3.1.1, clean session, keepalive 60 s, no client id; the answer starts with CONNACK.
+_HELLO: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+_GOODBYE: Final = b"\xe0\x00"
+_CONNACK: Final = 0x20
+
+# Every limit is named, since the defaults differ between 2.0 and 2.1.
+_MOSQUITTO: Final = """\
+listener {port} {host}
+allow_anonymous true
+{user}
+set_tcp_nodelay true
+persistence false
+max_connections -1
+max_packet_size 131072
+max_inflight_messages 20
+max_queued_messages 10000
+max_queued_bytes 67108864
+sys_interval 0
+log_dest stderr
+log_type error
+log_type warning
+log_timestamp_format %Y-%m-%dT%H:%M:%S
+"""
+
+
+class Broker:
+    """A broker that answers.
+
+    A child broker is bound to the thread that calls `start`: it is ended when that thread ends,
+    however it ends. Call it from the hub's main thread.
+
+    Parameters
+    ----------
+    folder
+        Takes the child's configuration and log.
+    kind
+        ``external``: use the one at `host` and `port`; ``mosquitto`` or ``amqtt``: start it;
+        ``auto``: mosquitto if it is installed, else amqtt with a warning.
+    host
+        Where an external broker is, or which address a child listens on.
+    port
+        0 lets a child take a free one.
+    """
+
+    def __init__(
+        self, folder: Path, *, kind: Kind = "auto", host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        self._folder = folder
+        self._choice: Kind = kind
+        self._bind = host
+        self._port = port
+        self._child: subprocess.Popen[bytes] | None = None
+        self.kind: Kind = kind
+        """Which one it is; never ``auto`` once started."""
+        self.host = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104
+        """Where the hub itself reaches it."""
+        self.port = port
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> Path:
+        """The log of a child."""
+        return self._folder / "broker.log"
+
+    def start(self) -> None:
+        """Make sure that a broker answers.
+
+        Raises
+        ------
+        BrokerUnavailable
+            None answers, or none can be started.
+        PortBusy
+            The port asked for is in use.
+        PathUnwritable
+            The folder does not take configuration and log.
+        """
+        if self._choice == "external":
+            if not answers(self._bind, self._port):
+                raise BrokerUnavailable(f"no MQTT broker answers at {self._bind}:{self._port}")
+            return
+        mosquitto = None if self._choice == "amqtt" else find_mosquitto()
+        if self._choice == "mosquitto" and mosquitto is None:
+            raise BrokerUnavailable("mosquitto is not installed")
+        if mosquitto is None:
+            if importlib.util.find_spec("amqtt") is None:
+                raise BrokerUnavailable("neither mosquitto nor amqtt is installed")
+            _LOG.warning(
+                "the broker is amqtt, for demonstrations only: install mosquitto for real use"
+            )
+        if not _is_loopback(self._bind):
+            _LOG.warning("anybody who reaches %s may connect to the broker", self._bind)
+        self.kind = "amqtt" if mosquitto is None else "mosquitto"
+        make_folder(self._folder)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self.port = _free_port(self._bind, self._port)
+                self._spawn(mosquitto)
+            except PortBusy:
+                if self._port or not tries_left:
+                    raise
+            else:
+                return
+
+    def stop(self) -> None:
+        """End the child, if there is one."""
+        if self._child is None:
+            return
+        self._child.terminate()
+        try:
+            self._child.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._child = None
+
+    def alive(self) -> bool:
+        """Tell whether the child runs, or whether the external broker answers."""
+        if self._choice == "external":
+            return answers(self._bind, self._port)
+        return self._child is not None and self._child.poll() is None
+
+    def _spawn(self, mosquitto: str | None) -> None:
+        """Start the child and wait until it answers."""
+        if mosquitto is None:
+            # Its folder is named, as a hub run from a checkout is not on the child's path.
+            command = [sys.executable, "-m", "hub.embedded_broker"]
+            command += ["--host", self._bind, "--port", str(self.port)]
+        else:
+            config = self._folder / "mosquitto.conf"
+            # Started by root, it would become another user, and may then not even see its folder.
+            user = "user root" if os.geteuid() == 0 else ""
+            text = _MOSQUITTO.format(port=self.port, host=self._bind, user=user)
+            write_atomic(config, text.encode())
+            command = [mosquitto, "-c", str(config)]
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        with self.log.open("wb") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_TIED), str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": path},
+                process_group=0,  # Ctrl-C is for the hub, which still has goodbyes to say
+            )
+        until = time.monotonic() + _START_S
+        while time.monotonic() < until:
+            if self._child.poll() is not None:
+                break
+            if answers(self.host, self.port):
+                return
+            time.sleep(0.02)
+        self.stop()
+        said = self.log.read_bytes()[-500:].decode("utf-8", "replace").strip()
+        last = said.splitlines()[-1] if said else "it said nothing"
+        if "in use" in said:
+            raise PortBusy(f"port {self.port} of {self._bind} is in use")
+        raise BrokerUnavailable(f"{self.kind} did not start: {last} (see {self.log})")
+
+
+def find_mosquitto() -> str | None:
+    """Find mosquitto on PATH, or where distributions put it out of a user's PATH."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+    return shutil.which("mosquitto", path=path)
+
+
+def answers(host: str, port: int, timeout: float = 2.0) -> bool:
+    """Tell whether an MQTT broker answers there, be it with a refusal."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout) as sock:
+            sock.settimeout(timeout)
+            sock.sendall(_HELLO)
+            answer = sock.recv(4)
+            with contextlib.suppress(OSError):
+                sock.sendall(_GOODBYE)
+    except OSError:
+        return False
+    return answer[:1] == bytes([_CONNACK])
+
+
+def _free_port(host: str, port: int) -> int:
+    """Give `port`, or a free one for 0; raise PortBusy or BrokerUnavailable."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as probe:
+            found: int = probe.getsockname()[1]
+            return found
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortBusy(f"port {port} of {host} is in use") from error
+        raise BrokerUnavailable(f"cannot listen on {host}:{port}: {error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,134 @@
+"""hub.toml: the federation's task, its public data, when a version closes, which broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from ffm_common import config
+from ffm_common.config import Config
+from ffm_common.task import Adapter, Training
+
+Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,63}$")]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class BrokerChoice(Config, frozen=True, kw_only=True):
+    """Which MQTT broker: one that runs already, or one that the hub starts as its child.
+
+    Parameters
+    ----------
+    kind
+        ``external``: use the one at host and port; ``mosquitto`` or ``amqtt``: start it;
+        ``auto``: mosquitto if it is on this machine, else amqtt.
+    port
+        0 lets the hub choose a free one.
+    """
+
+    kind: Literal["auto", "mosquitto", "amqtt", "external"] = "auto"
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1883
+
+
+class Versions(Config, frozen=True, kw_only=True):
+    """When a version closes, and when there are enough of them.
+
+    Parameters
+    ----------
+    count
+        The last version; 0 goes on for ever.
+    buffer
+        A version closes when this many updates have arrived.
+    min_updates
+        It closes at the deadline only with at least this many; else it stays open.
+    deadline_s
+        Seconds from the moment the first agent is there.
+    grace_s
+        How long an agent that vanished is still waited for.
+    exit_when_done
+        End the process after the last version has been fetched by all that are there.
+    """
+
+    count: Count = 0
+    buffer: Positive = 4
+    min_updates: Positive = 1
+    deadline_s: Seconds = 600.0
+    grace_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    exit_when_done: bool = False
+
+
+class Public(Config, frozen=True, kw_only=True):
+    """The hub's own data: what it may train on, and what it judges versions by.
+
+    Parameters
+    ----------
+    train, evaluation
+        Labelled text files. Their labels, together, are the task's.
+    text, label
+        Columns of both; guessed if not named.
+    steps
+        Optimizer steps on `train` per version; 0 is federated only.
+    rate_scale
+        Their AdamW step sizes, as a share of the devices'.
+    """
+
+    train: str
+    evaluation: str
+    text: str | None = None
+    label: str | None = None
+    steps: Count = 6
+    rate_scale: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+
+
+class HubConfig(Config, frozen=True, kw_only=True):
+    """One federation. Paths are relative to the file's own folder.
+
+    Parameters
+    ----------
+    base
+        Folder made by ``ffm model prepare``.
+    codec_up, codec_down
+        How updates and versions are encoded.
+    profile
+        What the hub's own worker may use of this machine.
+    """
+
+    federation: Name
+    base: str
+    public: Public
+    folder: str = "state"
+    profile: str = "gateway"
+    broker: BrokerChoice = BrokerChoice()
+    adapter: Adapter = Adapter()
+    training: Training = Training()
+    versions: Versions = Versions()
+    codec_up: str = "int8"
+    codec_down: str = "int8"
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+
+
+class Located(msgspec.Struct, frozen=True, kw_only=True):
+    """A hub's configuration with its paths made absolute."""
+
+    config: HubConfig
+    base: Path
+    folder: Path
+    train: Path
+    evaluation: Path
+
+
+def load(path: Path) -> Located:
+    """Read hub.toml; ConfigError leaves name the file and key at fault."""
+    found = config.load(path, HubConfig)
+    home = path.resolve().parent
+    return Located(
+        config=found,
+        base=home / found.base,
+        folder=home / found.folder,
+        train=home / found.public.train,
+        evaluation=home / found.public.evaluation,
+    )

@@ -1,0 +1,82 @@
+"""When does a version close? Pure logic over who is there, who delivered, and the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hub.config import Versions
+
+
+class Round:
+    """One version in the making.
+
+    Parameters
+    ----------
+    rules
+        Buffer, deadline, least number of updates, grace.
+    known
+        Agents that have ever taken part; they are expected until they are found to be lost.
+    delivered
+        Agents whose update is already counted (a restarted hub goes on where it was).
+
+    Notes
+    -----
+    Times are monotonic seconds. The deadline runs from the moment the first agent is there: a hub
+    that waits alone all night does not close a version with the first update of the morning.
+    """
+
+    def __init__(self, rules: Versions, known: Iterable[str], delivered: Iterable[str]) -> None:
+        self._rules = rules
+        self._known = set(known)
+        self._delivered = set(delivered)
+        self._lost_since: dict[str, float] = {}
+        self._present: set[str] = set()
+        self._opened: float | None = None
+
+    @property
+    def delivered(self) -> int:
+        """How many updates are counted."""
+        return len(self._delivered)
+
+    @property
+    def expected(self) -> int:
+        """How many updates would close the version at once."""
+        return self._rules.buffer
+
+    def arrive(self, agent: str, now: float) -> None:
+        """Note that an agent is there and may work on this version."""
+        self._known.add(agent)
+        self._present.add(agent)
+        self._lost_since.pop(agent, None)
+        if self._opened is None:
+            self._opened = now
+
+    def vanish(self, agent: str, now: float) -> None:
+        """Note that an agent is gone."""
+        self._known.add(agent)
+        self._present.discard(agent)
+        self._lost_since.setdefault(agent, now)
+
+    def deliver(self, agent: str) -> None:
+        """Note that an agent's update is counted."""
+        self._known.add(agent)
+        self._delivered.add(agent)
+
+    def reason_to_close(self, now: float) -> str | None:
+        """Say why the version closes now, or None while it stays open."""
+        if len(self._delivered) >= self._rules.buffer:
+            return "buffer"
+        if len(self._delivered) < self._rules.min_updates:
+            return None
+        if self._opened is not None and now - self._opened >= self._rules.deadline_s:
+            return "deadline"
+        if len(self._known) >= self._rules.buffer and self._nobody_else(now):
+            return "nobody else is there"
+        return None
+
+    def _nobody_else(self, now: float) -> bool:
+        """Tell whether every agent that has not delivered has been gone for the grace time."""
+        return all(
+            agent in self._lost_since and now - self._lost_since[agent] >= self._rules.grace_s
+            for agent in self._known - self._delivered
+        )

@@ -1,0 +1,532 @@
+"""Uploads and downloads over a wire in memory that loses, doubles, reorders and spoils."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.blobs import BlobStore
+from federation.chunks import CHUNK, pack
+from federation.download import Downloader, serve
+from federation.messages import (
+    Done,
+    Get,
+    Gone,
+    Need,
+    Offer,
+    Receipt,
+    Reject,
+    decode,
+    encode,
+)
+from federation.outbox import Outbox
+from federation.receive import UploadReceiver
+from federation.topics import ChunkRoute, MessageRoute, Topics
+from federation.upload import Uploader
+from ffm_common.errors import BlobOversize
+from ffm_common.files import sha256_bytes
+
+TOPICS = Topics("test")
+LIMIT = 1 << 21
+BLOB = random.Random(7).randbytes(5 * CHUNK + 123)
+DIGEST = sha256_bytes(BLOB)
+OFFER = Offer(digest=DIGEST, size=len(BLOB), version=0, examples=10)
+
+
+class World:
+    """One hub, one or more agents, and the wire between them: a list of what is under way."""
+
+    def __init__(self, folder: Path, agents: tuple[str, ...] = ("a",)) -> None:
+        self.folder = folder
+        self.now = 0.0
+        self.up = True
+        self.wire: list[tuple[str, bytes]] = []
+        self.acks: dict[str, list[int]] = {agent: [] for agent in agents}
+        self.mid = 0
+        self.counted: dict[tuple[str, str], bytes] = {}
+        self.accepted = 0
+        self.refuse: Reject | None = None
+        self.settled: dict[str, list[Receipt]] = {agent: [] for agent in agents}
+        self.completed: list[str] = []
+        self.gone: list[str] = []
+        self.chunks = 0
+        self.store = BlobStore(folder / "versions")
+        self.start_hub()
+        self.outboxes = {agent: Outbox(folder / agent) for agent in agents}
+        self.uploaders: dict[str, Uploader] = {}
+        self.downloaders: dict[str, Downloader] = {}
+        for agent in agents:
+            self.start_agent(agent)
+
+    def start_hub(self) -> None:
+        self.receiver = UploadReceiver(
+            self.folder / "hub",
+            TOPICS,
+            self.publisher(None),
+            self.admit,
+            self.accept,
+            max_bytes=LIMIT,
+        )
+
+    def start_agent(self, agent: str) -> None:
+        self.outboxes[agent].close()
+        self.outboxes[agent] = Outbox(self.folder / agent)
+        self.acks[agent].clear()
+        publish = self.publisher(agent)
+        self.uploaders[agent] = Uploader(
+            TOPICS,
+            agent,
+            self.outboxes[agent],
+            publish,
+            lambda _, receipt: self.settled[agent].append(receipt),
+            rng=random.Random(1),
+        )
+        self.downloaders[agent] = Downloader(
+            TOPICS,
+            agent,
+            BlobStore(self.folder / f"{agent}-versions"),
+            publish,
+            on_complete=self.completed.append,
+            on_gone=self.gone.append,
+            max_bytes=LIMIT,
+            rng=random.Random(2),
+        )
+        self.uploaders[agent].on_connected()
+        self.downloaders[agent].on_connected()
+
+    def publisher(self, agent: str | None) -> Callable[[str, bytes], int | None]:
+        def publish(topic: str, payload: bytes) -> int | None:
+            if not self.up:
+                return None
+            self.wire.append((topic, payload))
+            self.mid += 1
+            if agent is not None:
+                self.acks[agent].append(self.mid)
+            return self.mid
+
+        return publish
+
+    def admit(self, agent: str, offer: Offer) -> Receipt | None:
+        if self.refuse is not None:
+            return self.refuse
+        if (agent, offer.digest) in self.counted:
+            return Done(digest=offer.digest, version=offer.version)
+        return None
+
+    def accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
+        self.accepted += 1
+        assert (agent, offer.digest) not in self.counted
+        self.counted[agent, offer.digest] = path.read_bytes()
+        return Done(digest=offer.digest, version=offer.version)
+
+    def deliver(self, position: int = 0) -> None:
+        topic, payload = self.wire.pop(position)
+        match TOPICS.parse(topic):
+            case MessageRoute(agent, "offer"):
+                self.receiver.on_offer(agent, decode(payload, Offer))
+            case MessageRoute(agent, "get"):
+                serve(TOPICS, agent, decode(payload, Get), self.store, self.publisher(None))
+            case MessageRoute(agent, "need"):
+                self.uploaders[agent].on_message(decode(payload, Need))
+            case MessageRoute(agent, "done"):
+                self.uploaders[agent].on_message(decode(payload, Done))
+            case MessageRoute(agent, "reject"):
+                self.uploaders[agent].on_message(decode(payload, Reject))
+            case MessageRoute(agent, "gone"):
+                self.downloaders[agent].on_gone(decode(payload, Gone))
+            case ChunkRoute(agent, "up", digest, index):
+                self.chunks += 1
+                self.receiver.on_chunk(agent, digest, index, payload)
+            case ChunkRoute(agent, "down", digest, index):
+                self.chunks += 1
+                self.downloaders[agent].on_chunk(digest, index, payload)
+
+    def ack(self, agent: str) -> None:
+        if self.acks[agent]:
+            self.uploaders[agent].on_acked(self.acks[agent].pop(0))
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.receiver.tick(self.now)
+        for agent in self.outboxes:
+            self.uploaders[agent].tick(self.now)
+            self.downloaders[agent].tick(self.now)
+
+    def run(self, until: Callable[[], bool], *, limit: int = 2000) -> None:
+        """Let a faultless wire do its work."""
+        for _ in range(limit):
+            if until():
+                return
+            while self.wire:
+                self.deliver()
+                for agent in self.acks:
+                    self.ack(agent)
+            self.tick(0.25)
+        pytest.fail("it does not come to an end")
+
+    def run_chunks(self, count: int) -> None:
+        """Let `count` chunks through, then lose what is under way."""
+        stop = self.chunks + count
+        while self.chunks < stop:
+            if self.wire:
+                self.deliver()
+                for agent in self.acks:
+                    self.ack(agent)
+            else:
+                self.tick(0.25)
+        self.wire.clear()
+
+    def idle(self) -> bool:
+        return not any(outbox.pending() for outbox in self.outboxes.values())
+
+    def close(self) -> None:
+        for outbox in self.outboxes.values():
+            outbox.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    found = World(tmp_path)
+    yield found
+    found.close()
+
+
+def test_an_update_arrives_with_no_chunk_sent_twice(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.run(world.idle)
+    assert world.counted["a", DIGEST] == BLOB
+    assert world.settled["a"] == [Done(digest=DIGEST, version=0)]
+    assert world.chunks == 6
+    assert list((world.folder / "hub").iterdir()) == []
+
+
+def test_never_more_than_four_chunks_are_under_way(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.tick(1.0)
+    world.deliver()
+    world.deliver()
+    assert len(world.wire) == 4
+    assert world.acks["a"] == [1, 3, 4, 5, 6]  # the offer, and four chunks
+    world.ack("a")
+    assert len(world.wire) == 4
+    world.ack("a")
+    assert len(world.wire) == 5
+    world.ack("a")
+    assert len(world.wire) == 6
+
+
+def test_an_upload_that_was_cut_sends_only_what_is_missing(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.run_chunks(4)
+    world.start_agent("a")
+    world.run(world.idle)
+    assert world.counted["a", DIGEST] == BLOB
+    assert world.chunks == 6
+
+
+def test_a_restarted_hub_goes_on_where_it_was_and_asks_by_itself(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.run_chunks(3)
+    world.start_hub()
+    world.receiver.tick(world.now)
+    topic, payload = world.wire[0]
+    assert topic == TOPICS.down("a", "need")
+    assert decode(payload, Need).ranges == ((3, 6),)
+    world.run(world.idle)
+    assert world.chunks <= 6 + 1
+
+
+def test_done_is_said_again_to_whoever_offers_again(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    while not world.counted:
+        world.run_chunks(1)
+    assert not world.idle()  # the receipt was lost
+    world.run(world.idle)
+    assert world.accepted == 1
+    assert world.chunks == 6
+
+
+def test_a_hub_that_died_right_after_it_counted_does_not_count_again(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    kept = world.folder / "kept"
+
+    def accept_and_die(agent: str, offer: Offer, path: Path) -> Receipt:
+        receipt = world.accept(agent, offer, path)
+        shutil.copytree(world.folder / "hub", kept)
+        return receipt
+
+    world.receiver._accept = accept_and_die
+    while not world.counted:
+        world.run_chunks(1)
+    shutil.rmtree(world.folder / "hub")
+    kept.rename(world.folder / "hub")
+    world.start_hub()
+    world.run(world.idle)
+    assert world.accepted == 1
+
+
+def test_a_rejected_update_leaves_the_outbox_with_its_reason(world: World) -> None:
+    world.refuse = Reject(digest=DIGEST, code="update-invalid", why="made for another base")
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.run(world.idle)
+    assert world.settled["a"] == [world.refuse]
+    assert world.outboxes["a"].history()[0].receipt == world.refuse
+    assert world.chunks == 0
+
+
+def test_an_oversize_update_is_refused_before_anything_is_allocated(world: World) -> None:
+    blob = bytes(LIMIT + 1)
+    world.outboxes["a"].add(
+        Offer(digest=sha256_bytes(blob), size=len(blob), version=0, examples=1), blob
+    )
+    world.run(world.idle)
+    receipt = world.settled["a"][0]
+    assert isinstance(receipt, Reject)
+    assert receipt.code == "blob-oversize"
+    assert world.chunks == 0
+    assert list((world.folder / "hub").iterdir()) == []
+
+
+def test_a_broken_chunk_is_asked_for_again(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.tick(1.0)
+    world.deliver()
+    world.deliver()
+    topic, payload = world.wire[0]
+    world.wire[0] = (topic, payload[:-1] + bytes([payload[-1] ^ 1]))
+    world.run(world.idle)
+    assert world.counted["a", DIGEST] == BLOB
+    assert world.chunks == 7
+
+
+def test_chunks_that_do_not_give_the_digest_start_the_update_anew(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.tick(1.0)
+    world.deliver()
+    world.receiver.on_chunk("a", DIGEST, 2, pack(bytes(CHUNK)))  # a whole chunk, but another's
+    world.run(world.idle)
+    assert world.counted["a", DIGEST] == BLOB
+
+
+def test_an_update_that_never_gives_its_digest_is_rejected_in_the_end(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    (world.folder / "a" / "blobs" / DIGEST).write_bytes(bytes(len(BLOB)))
+    world.run(world.idle)
+    receipt = world.settled["a"][0]
+    assert isinstance(receipt, Reject)
+    assert receipt.code == "blob-corrupt"
+    assert not world.counted
+
+
+def test_many_agents_upload_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path, ("a", "b", "c"))
+    for seed, agent in enumerate(world.outboxes):
+        blob = random.Random(seed).randbytes(3 * CHUNK)
+        offer = Offer(digest=sha256_bytes(blob), size=len(blob), version=0, examples=1)
+        world.outboxes[agent].add(offer, blob)
+        world.outboxes[agent].add(OFFER, BLOB)  # the same bytes from each: counted for each
+    world.run(world.idle)
+    world.close()
+    assert len(world.counted) == 6
+    assert world.counted["c", DIGEST] == BLOB
+
+
+def test_a_held_uploader_is_silent_until_it_may_go_on(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.uploaders["a"].hold()
+    world.tick(100.0)
+    assert world.wire == []
+    world.uploaders["a"].on_connected()
+    world.tick(0.25)
+    assert len(world.wire) == 1
+
+
+def test_offers_without_an_answer_grow_rare(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    for _ in range(400):
+        world.tick(0.25)
+    assert 12 <= len(world.wire) <= 20  # 1, 2, 4, 8, 8, ... seconds in 100
+
+
+def test_a_hub_stops_asking_an_agent_that_has_left(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.run_chunks(2)
+    world.uploaders["a"].hold()
+    for _ in range(4000):
+        world.tick(0.25)
+    assert len(world.wire) <= 7
+
+
+def test_a_version_comes_down_with_no_chunk_sent_twice(world: World) -> None:
+    blob = random.Random(3).randbytes(1_000_000)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want(digest, len(blob))
+    world.run(lambda: world.completed == [digest])
+    assert (world.folder / "a-versions" / digest).read_bytes() == blob
+    assert world.chunks == 17
+
+
+def test_a_download_goes_on_after_a_restart(world: World) -> None:
+    blob = random.Random(3).randbytes(1_000_000)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want(digest, len(blob))
+    world.run_chunks(9)
+    world.start_agent("a")
+    world.downloaders["a"].want(digest, len(blob))
+    world.run(lambda: world.completed == [digest])
+    assert world.chunks == 17
+
+
+def test_a_version_that_is_here_is_not_fetched(world: World) -> None:
+    BlobStore(world.folder / "a-versions").put(BLOB)
+    world.downloaders["a"].want(DIGEST, len(BLOB))
+    assert world.completed == [DIGEST]
+    assert world.wire == []
+
+
+def test_a_newer_version_replaces_the_one_on_its_way(world: World) -> None:
+    world.store.put(BLOB)
+    other = world.store.put(BLOB[1:])
+    world.downloaders["a"].want(DIGEST, len(BLOB))
+    world.run_chunks(2)
+    world.downloaders["a"].want(other, len(BLOB) - 1)
+    world.run(lambda: world.completed == [other])
+    assert list((world.folder / "a-versions" / "incoming").iterdir()) == []
+
+
+def test_a_version_that_the_hub_does_not_have_ends_the_download(world: World) -> None:
+    world.downloaders["a"].want(DIGEST, len(BLOB))
+    world.run(lambda: world.gone == [DIGEST])
+    assert world.downloaders["a"].wanted is None
+
+
+def test_a_version_broken_at_the_hub_is_given_up(world: World) -> None:
+    world.store.put(BLOB)
+    world.store.path(DIGEST).write_bytes(bytes(len(BLOB)))
+    world.downloaders["a"].want(DIGEST, len(BLOB))
+    world.run(lambda: world.gone == [DIGEST])
+    assert world.chunks == 3 * 6
+    assert world.completed == []
+
+
+def test_an_oversize_version_is_refused_before_anything_is_allocated(world: World) -> None:
+    with pytest.raises(BlobOversize):
+        world.downloaders["a"].want(DIGEST, LIMIT + 1)
+    assert world.downloaders["a"].wanted is None
+    assert list((world.folder / "a-versions" / "incoming").iterdir()) == []
+
+
+def test_one_get_is_answered_with_at_most_16_chunks(world: World) -> None:
+    blob = bytes(20 * CHUNK)
+    get = Get(digest=world.store.put(blob), ranges=((0, 10**9), (0, 10**9)))
+    assert serve(TOPICS, "a", get, world.store, world.publisher(None)) == 16
+    assert len(world.wire) == 16
+
+
+def test_a_slow_link_is_not_flooded_with_the_same_chunks(world: World) -> None:
+    """60 KiB take 8 s, as over a link of 60 kbit/s."""
+    blob = random.Random(3).randbytes(20 * CHUNK)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want(digest, len(blob))
+    for second in range(1, 2000):
+        world.tick(1.0)
+        for position in reversed(range(len(world.wire))):
+            if world.wire[position][0].endswith("/get"):
+                world.deliver(position)
+        if second % 8 == 0 and world.wire:
+            world.deliver()
+    assert world.completed == [digest]
+    assert world.chunks <= 30
+
+
+_STEP = st.tuples(
+    st.sampled_from(
+        ["deliver"] * 6
+        + ["ack"] * 3
+        + ["tick"] * 3
+        + ["drop", "double", "spoil", "late-ack", "hub", "agent", "down", "up"]
+    ),
+    st.integers(0, 1 << 16),
+)
+
+
+@given(st.lists(_STEP, max_size=120))
+@settings(max_examples=40, deadline=None)
+def test_no_order_of_events_loses_an_update_or_counts_it_twice(
+    steps: list[tuple[str, int]],
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        world = World(Path(name))
+        try:
+            world.outboxes["a"].add(OFFER, BLOB)
+            version = world.store.put(BLOB[:-7])
+            world.downloaders["a"].want(version, len(BLOB) - 7)
+            for action, number in steps:
+                _act(world, action, number, version)
+            world.up = True
+            world.uploaders["a"].on_connected()
+            world.downloaders["a"].on_connected()
+            world.run(lambda: world.idle() and version in world.completed)
+            assert world.counted["a", DIGEST] == BLOB
+            assert world.accepted == 1
+            assert world.settled["a"] == [Done(digest=DIGEST, version=0)]
+        finally:
+            world.close()
+
+
+def _act(world: World, action: str, number: int, version: str) -> None:
+    wire = world.wire
+    position = number % len(wire) if wire else 0
+    match action:
+        case "deliver" if wire:
+            world.deliver(position)
+        case "drop" if wire:
+            wire.pop(position)
+        case "double" if wire:
+            wire.append(wire[position])
+        case "spoil" if wire and isinstance(TOPICS.parse(wire[position][0]), ChunkRoute):
+            topic, payload = wire[position]
+            at = number % len(payload)
+            wire[position] = (topic, payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :])
+        case "ack":
+            world.ack("a")
+        case "late-ack":
+            world.uploaders["a"].on_acked(number % (world.mid + 1))
+        case "tick":
+            world.tick(number % 12 + 0.1)
+        case "hub":
+            world.start_hub()
+        case "agent":
+            world.start_agent("a")
+            if version not in world.completed:
+                world.downloaders["a"].want(version, len(BLOB) - 7)
+        case "down":
+            world.up = False
+        case "up":
+            world.up = True
+        case _:
+            pass
+
+
+def test_an_unknown_message_of_the_hub_does_no_harm(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.tick(1.0)
+    uploader = world.uploaders["a"]
+    uploader.on_message(Need(digest="0" * 64, ranges=((0, 5),)))
+    uploader.on_message(Need(digest=DIGEST, ranges=((100, 10**9), (5, 2), (0, 1), (0, 1))))
+    uploader.on_message(Done(digest="0" * 64, version=1))
+    uploader.on_acked(12345)
+    assert [TOPICS.parse(topic) for topic, _ in world.wire[1:]] == [
+        ChunkRoute("a", "up", DIGEST, 0)
+    ]
+    world.receiver.on_chunk("stranger", DIGEST, 0, pack(b"x"))
+    world.receiver.on_chunk("a", DIGEST, 10**6, pack(b"x"))
+    world.run(world.idle)
+    assert encode(world.settled["a"][0]) == encode(Done(digest=DIGEST, version=0))

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ffm_common.errors import BrokerUnavailable, PathUnwritable, PortBusy
+from hub.broker import Broker, Kind, answers, find_mosquitto
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS: list[Kind] = ["mosquitto", "amqtt"]
+
+
+def _need(kind: Kind) -> None:
+    if kind == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("mosquitto is not installed")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_child_answers_on_a_free_port_until_it_is_stopped(tmp_path: Path, kind: Kind) -> None:
+    _need(kind)
+    broker = Broker(tmp_path, kind=kind)
+    assert not broker.alive()
+    broker.start()
+    assert broker.port > 0
+    assert broker.kind == kind
+    assert broker.alive()
+    assert answers(broker.host, broker.port)
+    broker.stop()
+    broker.stop()
+    assert not broker.alive()
+    assert not answers(broker.host, broker.port)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_busy_port_is_named(tmp_path: Path, kind: Kind) -> None:
+    _need(kind)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        broker = Broker(tmp_path, kind=kind, port=port)
+        with pytest.raises(PortBusy, match=str(port)):
+            broker.start()
+        assert not broker.alive()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_port_can_be_used_again_at_once(tmp_path: Path, kind: Kind) -> None:
+    _need(kind)
+    with Broker(tmp_path, kind=kind) as first:
+        port = first.port
+    with Broker(tmp_path, kind=kind, port=port) as second:
+        assert answers("127.0.0.1", second.port)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_child_dies_with_a_hub_that_is_killed(tmp_path: Path, kind: Kind) -> None:
+    _need(kind)
+    script = """
+import sys, time
+from pathlib import Path
+from hub.broker import Broker
+broker = Broker(Path(sys.argv[1]), kind=sys.argv[2])
+broker.start()
+print(broker.port, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), kind], stdout=subprocess.PIPE, cwd=ROOT
+    ) as hub:
+        assert hub.stdout is not None
+        port = int(hub.stdout.readline())
+        children = psutil.Process(hub.pid).children()
+        assert len(children) == 1
+        assert answers("127.0.0.1", port)
+        os.kill(hub.pid, signal.SIGKILL)
+    until = time.monotonic() + 5
+    while answers("127.0.0.1", port):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    psutil.wait_procs(children, timeout=5)
+    assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
+
+
+def test_without_mosquitto_it_is_amqtt_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hub.broker.find_mosquitto", lambda: None)
+    with caplog.at_level(logging.WARNING), Broker(tmp_path) as broker:
+        assert broker.kind == "amqtt"
+    assert "demonstrations only" in caplog.text
+    with pytest.raises(BrokerUnavailable, match="mosquitto"):
+        Broker(tmp_path, kind="mosquitto").start()
+
+
+def test_without_any_broker_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.broker.find_mosquitto", lambda: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(BrokerUnavailable) as caught:
+        Broker(tmp_path).start()
+    assert "install mosquitto" in caught.value.line()
+
+
+def test_an_external_broker_is_used_if_it_answers(tmp_path: Path) -> None:
+    with Broker(tmp_path, kind="amqtt") as running:
+        external = Broker(tmp_path / "none", kind="external", port=running.port)
+        external.start()
+        assert external.alive()
+        assert (external.host, external.port) == ("127.0.0.1", running.port)
+        external.stop()
+        assert running.alive()
+    assert not external.alive()
+    with pytest.raises(BrokerUnavailable, match=str(running.port)):
+        external.start()
+
+
+def test_a_port_that_speaks_something_else_is_no_broker() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        assert not answers("127.0.0.1", mute.getsockname()[1], timeout=0.2)
+
+
+def test_a_child_that_ends_at_once_is_reported_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "mosquitto"
+    program.write_text("#!/bin/sh\necho 'Error: out of cheese' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("hub.broker.find_mosquitto", lambda: str(program))
+    with pytest.raises(BrokerUnavailable, match="out of cheese"):
+        Broker(tmp_path / "state").start()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(PathUnwritable, match="taken"):
+        Broker(tmp_path / "taken", kind="amqtt").start()
+
+
+def test_a_broker_open_to_the_network_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _need("mosquitto")
+    broker = Broker(tmp_path, kind="mosquitto", host="203.0.113.1")  # not an address of this host
+    with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnavailable):
+        broker.start()
+    assert "may connect" in caplog.text
