@@ -89,7 +89,8 @@ class Supervisor:
         self._session = Session(
             self._config.broker.host,
             self._config.broker.port,
-            self._config.id,
+            # Dots stand in no name: two federations, or an agent called hub, never collide.
+            f"{self._config.federation}.{self._config.id}",
             subscriptions=self._topics.for_agent(self._config.id),
             will=(self._state_topic, will),
         )

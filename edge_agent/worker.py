@@ -59,11 +59,11 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     examples = read_labelled(Path(job.data), text=job.text, label=job.label)
     classifier = Classifier(Path(job.base), task)
     shard = classifier.encode(examples)
-    shapes = shapes_of(classifier.tensors)
+    shapes = shapes_of(classifier.engine.read())
     _, start = unpack(Path(job.version_blob).read_bytes(), shapes, base=job.base_digest)
-    classifier.tensors = start
+    classifier.engine.write(start)
     trainer = Trainer(
-        classifier.model,
+        classifier.engine,
         shard,
         task.training,
         micro_batch=job.micro_batch,
@@ -73,7 +73,7 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     steps = task.training.local_steps
     losses = trainer.run(steps, lambda step, loss: report(step, steps, loss))
     update = pack(
-        subtract(classifier.tensors, start),
+        subtract(classifier.engine.read(), start),
         kind="update",
         version=job.version,
         base=job.base_digest,

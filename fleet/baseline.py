@@ -36,7 +36,7 @@ def alone(job: BaselineJob, _folder: Path, report: process.Report) -> Measure:
     torch.set_num_threads(job.threads)
     classifier = Classifier(Path(job.base), job.task)
     trainer = Trainer(
-        classifier.model,
+        classifier.engine,
         classifier.encode(read_labelled(Path(job.train))),
         job.task.training,
         micro_batch=job.micro_batch,

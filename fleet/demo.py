@@ -25,6 +25,7 @@ from fleet.partition import Split, split
 from fleet.processes import Child
 from fleet.report import Baselines, Report, VersionReport
 from fleet.table import Screen
+from hub.broker import find_mosquitto
 from hub.ledger import VersionRow, read_versions
 from learning import adapter as adapters
 from learning import base
@@ -116,7 +117,14 @@ def run(options: Options) -> Report:
         baselines = (
             _baselines(layout, members, options, training, screen) if options.baselines else None
         )
-    found = _report(options, layout, versions, baselines, fleet, time.monotonic() - started)
+    found = _report(
+        options,
+        layout,
+        versions,
+        baselines=baselines,
+        events=fleet.events,
+        seconds=time.monotonic() - started,
+    )
     reports.write(layout.report, found)
     reports.plot(layout.plot, found)
     return found
@@ -128,7 +136,9 @@ def _deal(options: Options, layout: Layout, screen: Screen) -> Split:
         from fleet.docstrings import collect
 
         screen.say("collecting docstrings of this machine's Python")
-        examples: list[Example] = collect(_PER_AREA, options.seed)
+        examples: list[Example] = collect(
+            _PER_AREA, options.seed, cache=layout.out.parent / "cache"
+        )
     else:
         labelled = load_labelled(options.data, text=options.text, label=options.label)
         screen.say(f"{options.data}: {labelled.describe()}")
@@ -188,7 +198,6 @@ class _Fleet:
         self._last, self._screen = versions, screen
         self._gone: set[str] = set()
         self.events: list[str] = []
-        self.broker = "unknown"
 
     def run(self) -> list[VersionRow]:
         """Start everything, watch, stop everything; give the versions made."""
@@ -312,11 +321,15 @@ def _report(
     options: Options,
     layout: Layout,
     versions: list[VersionRow],
+    *,
     baselines: Baselines | None,
-    fleet: _Fleet,
+    events: list[str],
     seconds: float,
 ) -> Report:
     first, *made = versions
+    broker = options.broker
+    if broker == "auto":
+        broker = "mosquitto" if find_mosquitto() else "amqtt"
     plain: dict[str, Any] = msgspec.to_builtins(options, enc_hook=str)
     tensors = adapters.load_tensors(layout.adapter)
     return Report(
@@ -339,10 +352,10 @@ def _report(
         adapter_path=str(layout.adapter),
         base_path=str(layout.base),
         evaluation_path=str(layout.test),
-        broker=fleet.broker,
+        broker=broker,
         seconds=seconds,
         seed=options.seed,
         baselines=baselines,
-        events=fleet.events,
+        events=events,
         config=plain,
     )

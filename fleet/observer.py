@@ -25,7 +25,7 @@ class Observer:
         self._session = Session(
             host,
             port,
-            f"observer-{federation}",
+            f"{federation}..observer",
             subscriptions=[self._topics.hub_state, self._topics.agent_state_of_all],
         )
         self.hub: HubState | None = None

@@ -22,13 +22,13 @@ from typing import Final, Literal, Self, TypeAlias
 
 from ffm_common.errors import BrokerUnavailable, PortBusy
 from ffm_common.files import make_folder, write_atomic
+from ffm_common.tied import tied
 
 Kind: TypeAlias = Literal["auto", "mosquitto", "amqtt", "external"]
 
 _LOG = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[1]
-_TIED = Path(__file__).with_name("tied.py")
 _START_S: Final = 15.0
 _STOP_S: Final = 3.0
 _TRIES: Final = 5
@@ -144,6 +144,7 @@ class Broker:
                 if self._port or not tries_left:
                     raise
             else:
+                self._port = self.port  # started again, it must be where everybody looks for it
                 return
 
     def stop(self) -> None:
@@ -180,7 +181,7 @@ class Broker:
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         with self.log.open("wb") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_TIED), str(os.getpid()), *command],
+                tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -165,7 +165,7 @@ class Hub:
         self._session = Session(
             self._broker.host,
             self._broker.port,
-            f"hub-{self._config.federation}",
+            f"{self._config.federation}..hub",
             subscriptions=self._topics.for_hub(),
             will=(self._topics.hub_state, will),
         )
@@ -235,7 +235,11 @@ class Hub:
                 pass
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        match self._topics.parse(topic):
+        route = self._topics.parse(topic)
+        if isinstance(route, MessageRoute | ChunkRoute):
+            # Who speaks is there, even where a late last will of a dead link said otherwise.
+            self._round.arrive(route.agent, time.monotonic())
+        match route:
             case StateRoute(agent=agent):
                 self._on_state(agent, messages.decode(payload, AgentState))
             case MessageRoute(agent=agent, kind="offer"):

@@ -75,7 +75,7 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
     classifier = Classifier(Path(job.base), task)
     public_loss = None
     if job.candidate is not None:
-        classifier.tensors = load(Path(job.candidate))
+        classifier.engine.write(load(Path(job.candidate)))
     if job.candidate is not None and job.steps:
         public = read_labelled(Path(job.train), text=job.text, label=job.label)
         training = msgspec.structs.replace(
@@ -84,7 +84,7 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
             head_learning_rate=task.training.head_learning_rate * job.rate_scale,
         )
         trainer = Trainer(
-            classifier.model,
+            classifier.engine,
             classifier.encode(public),
             training,
             micro_batch=training.batch_size,
@@ -92,7 +92,7 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
         )
         losses = trainer.run(job.steps, lambda step, loss: report(step, job.steps, loss))
         public_loss = sum(losses) / len(losses)
-    trained = classifier.tensors
+    trained = classifier.engine.read()
     blob = pack(
         trained,
         kind="version",
@@ -102,11 +102,11 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
         seed=job.seed,
     )
     _, state = unpack(blob, shapes_of(trained), base=job.base_digest)
-    classifier.tensors = state
+    classifier.engine.write(state)
     held_out = read_labelled(Path(job.evaluation), text=job.text, label=job.label)
     measure = classifier.measure(held_out)
     write_atomic(folder / BLOB, blob)
-    adapter.save_config(folder / ADAPTER, classifier.model, classifier.folder)
+    classifier.engine.save_config(folder / ADAPTER)
     card = adapter.Card(
         base=str(classifier.folder.resolve()),
         base_digest=job.base_digest,

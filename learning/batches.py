@@ -13,6 +13,7 @@ import numpy as np
 
 from ffm_common.errors import DataEmpty, DataLabels
 from learning.data import Example
+from learning.engine import Batch
 
 
 class Encoded:
@@ -55,16 +56,14 @@ class Encoded:
             place = step * size + len(chosen)
         return chosen
 
-    def micro_batches(self, chosen: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
+    def micro_batches(self, chosen: Sequence[int], size: int) -> Iterator[Batch]:
         """Split examples into micro-batches of like lengths, so that little is padding."""
         order = sorted(chosen, key=lambda place: (len(self.ids[place]), place))
         for start in range(0, len(order), size):
             yield self.collate(order[start : start + size])
 
-    def collate(self, places: Sequence[int]) -> dict[str, Any]:
-        """Pad to the longest: ``input_ids``, ``attention_mask`` (batch, length) and ``labels``."""
-        import torch
-
+    def collate(self, places: Sequence[int]) -> Batch:
+        """Pad to the longest of them."""
         longest = max(len(self.ids[place]) for place in places)
         ids = np.full((len(places), longest), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -72,8 +71,4 @@ class Encoded:
             length = len(self.ids[place])
             ids[row, :length] = self.ids[place]
             mask[row, :length] = 1
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(self.targets[list(places)]),
-        }
+        return Batch(ids, mask, self.targets[list(places)])

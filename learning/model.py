@@ -1,19 +1,20 @@
-"""A base with its adapter, built once for training, evaluating and answering alike."""
+"""A base with its adapter and tokenizer, built once for training, evaluating and answering."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
+import numpy as np
 
 from ffm_common.errors import ModelDigest
 from ffm_common.task import Task
-from ffm_common.tensors import Array, Tensors
 from learning import adapter, base, trainer
 from learning.batches import Encoded
 from learning.data import Example
+from learning.torch_engine import TorchEngine
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +39,8 @@ class Classifier:
     def __init__(self, folder: Path, task: Task) -> None:
         self.folder = folder
         self.task = task
-        self.tokenizer = base.load_tokenizer(folder)
-        self.model: Any = adapter.attach(
-            base.load_classifier(folder, len(task.labels)), task.adapter, task.seed
-        )
+        self._tokenizer = base.load_tokenizer(folder)
+        self.engine = TorchEngine(folder, task)
 
     @classmethod
     def load(cls, folder: Path, base_folder: Path | None = None) -> Self:
@@ -57,34 +56,32 @@ class Classifier:
         if base.describe(where).digest != card.base_digest:
             raise ModelDigest(f"{folder} was trained on another base than {where}")
         found = cls(where, card.task)
-        found.tensors = adapter.load_tensors(folder)
+        found.engine.write(adapter.load_tensors(folder))
         return found
-
-    @property
-    def tensors(self) -> dict[str, Array]:
-        """The adapter's tensors, a copy."""
-        return adapter.read(self.model)
-
-    @tensors.setter
-    def tensors(self, tensors: Tensors) -> None:
-        adapter.write(self.model, tensors)
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         """Tokenize examples for this model."""
-        return Encoded(examples, self.task.labels, self.tokenizer, self.task.training.max_length)
+        return Encoded(examples, self.task.labels, self._tokenizer, self.task.training.max_length)
 
     def measure(self, examples: Sequence[Example]) -> trainer.Measure:
         """Evaluate on labelled text."""
-        return trainer.evaluate(self.model, self.encode(examples))
+        return trainer.evaluate(self.engine, self.encode(examples))
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """Give the most likely label of each text."""
-        chances = trainer.predict(self.model, self.tokenizer, texts, self.task.training.max_length)
+        batch = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.task.training.max_length,
+            padding=True,
+            return_tensors="np",
+        )
+        scores = self.engine.logits(
+            batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64)
+        )
         return [
             Answer(
-                text=text,
-                label=self.task.labels[int(row.argmax())],
-                probability=float(row.max()),
+                text=text, label=self.task.labels[int(row.argmax())], probability=float(row.max())
             )
-            for text, row in zip(texts, chances, strict=True)
+            for text, row in zip(texts, trainer.softmax(scores), strict=True)
         ]

@@ -1,11 +1,10 @@
-"""The trainer: AdamW over the adapter and head, exact to resume; and the evaluation beside it."""
+"""The trainer: steps over a shard with any engine, exact to resume; and the evaluation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,13 +13,13 @@ from ffm_common import tensors as shape
 from ffm_common.errors import AdapterInvalid, LossNotFinite
 from ffm_common.task import Training
 from ffm_common.tensors import Array
+from learning.adam import Adam
 from learning.batches import Encoded
+from learning.engine import Engine
 
-# AdamW as in Loshchilov & Hutter 2019, with torch's defaults but no decay: an adapter that starts
-# at zero has nothing to decay towards.
-_BETAS = (0.9, 0.999)
-_EPSILON = 1e-8
 _EVALUATION_BATCH = 32
+# The PEFT name of every classifier head, whatever the base calls its own layers.
+_HEAD = ".classifier."
 
 Progress = Callable[[int, float], None]
 
@@ -34,16 +33,16 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trainer:
-    """Train a PEFT model in place for a number of steps.
+    """Train an engine's adapter in place.
 
     Parameters
     ----------
-    model
-        What `learning.adapter.attach` gives.
+    engine
+        Gives gradients; holds the adapter that training starts from.
     shard
         The examples; every step draws ``training.batch_size`` of them.
     training
-        Steps, sizes and rates.
+        Sizes and rates.
     micro_batch
         Examples in memory at once; gradients are accumulated up to the batch size.
     seed
@@ -54,7 +53,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Any,
+        engine: Engine,
         shard: Encoded,
         training: Training,
         *,
@@ -63,31 +62,19 @@ class Trainer:
         checkpoint: Path | None = None,
         every: int = 10,
     ) -> None:
-        import torch
-
-        self._model = model
+        self._engine = engine
         self._shard = shard
-        self._training = training
-        self._micro_batch = max(1, min(micro_batch, training.batch_size))
+        self._batch_size = training.batch_size
+        self._micro_batch = min(micro_batch, training.batch_size)
         self._seed = seed
         self._checkpoint = checkpoint
         self._every = every
-        self._named = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
+        self._tensors = engine.read()
+        rates = {
+            name: training.head_learning_rate if _HEAD in name else training.learning_rate
+            for name in self._tensors
         }
-        head = [p for name, p in self._named.items() if ".classifier." in name]
-        rest = [p for name, p in self._named.items() if ".classifier." not in name]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": rest, "lr": training.learning_rate},
-                {"params": head, "lr": training.head_learning_rate},
-            ],
-            betas=_BETAS,
-            eps=_EPSILON,
-            weight_decay=0.0,
-        )
+        self._adam = Adam(self._tensors, rates)
         self.losses: list[float] = []
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
@@ -103,11 +90,12 @@ class Trainer:
         Raises
         ------
         LossNotFinite
-            The model keeps the state of the last good step.
+            The engine keeps the state of the last good step.
         """
-        self._model.train()
         while self.step < steps:
-            loss = self._one_step(self.step)
+            loss, gradients = self._accumulate(self.step)
+            self._adam.step(self._tensors, gradients)
+            self._engine.write(self._tensors)
             self.losses.append(loss)
             if progress is not None:
                 progress(self.step, loss)
@@ -115,72 +103,54 @@ class Trainer:
                 self._save(self._checkpoint)
         return self.losses
 
-    def _one_step(self, step: int) -> float:
-        chosen = self._shard.draw(self._training.batch_size, self._seed, step)
-        self._optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+    def _accumulate(self, step: int) -> tuple[float, dict[str, Array]]:
+        """Give the loss and gradient of one step, micro-batch by micro-batch."""
+        chosen = self._shard.draw(self._batch_size, self._seed, step)
+        total, sums = 0.0, {name: np.zeros_like(array) for name, array in self._tensors.items()}
         for batch in self._shard.micro_batches(chosen, self._micro_batch):
-            loss = self._model(**batch).loss * (len(batch["labels"]) / len(chosen))
-            loss.backward()
-            total += loss.item()
-        if not math.isfinite(total):
+            share = np.float32(len(batch) / len(chosen))
+            loss, gradients = self._engine.gradients(batch)
+            total += float(share) * loss
+            for name, gradient in gradients.items():
+                sums[name] += share * gradient
+        if not math.isfinite(total) or not all(np.isfinite(g).all() for g in sums.values()):
             raise LossNotFinite(f"the loss of step {step + 1} is {total}")
-        self._optimizer.step()
-        return total
+        return total, sums
 
     def _save(self, path: Path) -> None:
-        state: dict[str, Array] = {"losses": np.array(self.losses, dtype=np.float32)}
-        for name, parameter in self._named.items():
-            moments = self._optimizer.state[parameter]
-            state[f"value/{name}"] = parameter.detach().numpy()
-            state[f"mean/{name}"] = moments["exp_avg"].numpy()
-            state[f"square/{name}"] = moments["exp_avg_sq"].numpy()
+        state = {"losses": np.array(self.losses, dtype=np.float32)}
+        for kind, tensors in self._parts().items():
+            state |= {f"{kind}/{name}": array for name, array in tensors.items()}
         shape.save(path, state)
 
     def _resume(self, path: Path) -> None:
-        import torch
-
         state = shape.load(path)
-        expected = {f"{kind}/{n}" for n in self._named for kind in ("value", "mean", "square")}
-        if set(state) != expected | {"losses"}:
+        if set(state) != {f"{k}/{n}" for k, ts in self._parts().items() for n in ts} | {"losses"}:
             raise AdapterInvalid(f"{path} is a checkpoint of another adapter")
         self.losses = [float(loss) for loss in state["losses"]]
-        with torch.no_grad():
-            for name, parameter in self._named.items():
-                parameter.copy_(torch.from_numpy(state[f"value/{name}"]))
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step)),
-                    "exp_avg": torch.from_numpy(state[f"mean/{name}"]),
-                    "exp_avg_sq": torch.from_numpy(state[f"square/{name}"]),
-                }
+        self._adam.count = self.step
+        for kind, tensors in self._parts().items():
+            for name, array in tensors.items():
+                array[...] = state[f"{kind}/{name}"]
+        self._engine.write(self._tensors)
+
+    def _parts(self) -> dict[str, dict[str, Array]]:
+        """Name everything that a checkpoint holds."""
+        return {"value": self._tensors, "mean": self._adam.means, "square": self._adam.squares}
 
 
-def evaluate(model: Any, shard: Encoded) -> Measure:
-    """Measure a model on a shard, in batches of like lengths."""
-    import torch
-
-    model.eval()
+def evaluate(engine: Engine, shard: Encoded) -> Measure:
+    """Measure an engine's adapter on a shard, in batches of like lengths."""
     loss, right = 0.0, 0
-    with torch.inference_mode():
-        for batch in shard.micro_batches(range(len(shard)), _EVALUATION_BATCH):
-            logits = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-            ).logits
-            loss += float(
-                torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
-            )
-            right += int((logits.argmax(-1) == batch["labels"]).sum())
+    for batch in shard.micro_batches(range(len(shard)), _EVALUATION_BATCH):
+        chances = softmax(engine.logits(batch.ids, batch.mask))
+        hit = chances[np.arange(len(batch)), batch.targets]
+        loss -= float(np.log(np.maximum(hit, np.finfo(np.float64).tiny)).sum())
+        right += int((chances.argmax(axis=1) == batch.targets).sum())
     return Measure(loss=loss / len(shard), accuracy=right / len(shard), examples=len(shard))
 
 
-def predict(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> Any:
-    """Give the probabilities of each label for each text, shape (texts, labels), as numpy."""
-    import torch
-
-    model.eval()
-    batch = tokenizer(
-        list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return torch.softmax(logits, dim=-1).numpy()
+def softmax(scores: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Give probabilities along the last axis, in float64."""
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

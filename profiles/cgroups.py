@@ -8,6 +8,7 @@ number: what a killed agent left behind is removed by the next one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -231,16 +232,7 @@ class SystemdScope:
         mount = find_mount(_proc("mountinfo"), "cgroup2")
         if mount is None or "memory" not in _words(mount.point / "cgroup.controllers"):
             return _no_controller()
-        # A user manager can answer on its socket and still refuse scopes: try one.
-        try:
-            done = subprocess.run(
-                self.wrap(["true"], 16), capture_output=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return f"systemd-run: {error}"
-        if done.returncode:
-            return f"systemd-run: {done.stderr.decode(errors='replace').strip()}"
-        return None
+        return _try_scope()
 
     def wrap(self, argv: Sequence[str], memory_mb: int) -> list[str]:
         """Put systemd-run in front; it makes the scope and then becomes the command."""
@@ -255,6 +247,20 @@ class SystemdScope:
         if mount is None or path is None or not path.endswith(".scope"):
             raise OSError("the process is not in a scope")
         return _V2Hold(folder_of(mount, path), pid, memory_mb, self.name, ours=False)
+
+
+@functools.cache
+def _try_scope() -> str | None:
+    """Try one scope, once per process: a user manager can be there and still refuse scopes."""
+    try:
+        done = subprocess.run(
+            SystemdScope().wrap(["true"], 16), capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"systemd-run: {error}"
+    if done.returncode:
+        return f"systemd-run: {done.stderr.decode(errors='replace').strip()}"
+    return None
 
 
 class _V2Hold:

@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from ffm_common.errors import PathUnwritable
 from ffm_common.files import write_atomic
 
 _KEPT_DAYS = 32
@@ -41,7 +42,7 @@ class Ledger:
     Raises
     ------
     PathUnwritable
-        From `add`, `flush` and `close`, when the folder takes no file.
+        When the folder takes no file; from `add`, `flush` and `close` too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +99,10 @@ class Ledger:
             return {}
         except (msgspec.DecodeError, UnicodeDecodeError, OSError):
             self.set_aside = self.path.with_name(f"{self.path.name}.broken")
-            self.path.replace(self.set_aside)
+            try:
+                self.path.replace(self.set_aside)
+            except OSError as error:
+                raise PathUnwritable(f"cannot set {self.path} aside: {error.strerror}") from error
             return {}
 
     def _write(self) -> None:

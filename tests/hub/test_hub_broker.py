@@ -60,6 +60,21 @@ def test_the_port_can_be_used_again_at_once(tmp_path: Path, kind: Kind) -> None:
         assert answers("127.0.0.1", second.port)
 
 
+def test_a_child_that_died_is_started_again_where_it_was(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    broker.start()
+    port = broker.port
+    assert broker._child is not None
+    broker._child.kill()
+    broker._child.wait()
+    assert not broker.alive()
+    broker.stop()
+    broker.start()
+    assert broker.port == port
+    assert answers(broker.host, port)
+    broker.stop()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_child_dies_with_a_hub_that_is_killed(tmp_path: Path, kind: Kind) -> None:
     _need(kind)

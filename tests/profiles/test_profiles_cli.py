@@ -92,7 +92,7 @@ def test_check_refuses_an_invalid_file(tmp_path: Path) -> None:
 
 def test_profiles_import_nothing_heavy() -> None:
     code = (
-        "import sys, profiles.cli, profiles.worker, profiles.meter, profiles.detect\n"
+        "import sys, profiles.cli, profiles.worker, profiles.gate, profiles.detect\n"
         "import profiles.ledger, profiles.trial\n"
         "heavy = {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)\n"

