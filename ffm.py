@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 from ffm_common.errors import FfmError
 
 # Each of these modules has add_commands(subparsers) and imports nothing heavy.
-_PACKAGES = ("fleet", "hub", "edge_agent", "learning")
+_PACKAGES = ("fleet", "hub", "edge_agent", "learning", "profiles")
 
 
 def parser() -> argparse.ArgumentParser:
