@@ -26,7 +26,8 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   ├── LossNotFinite            loss-not-finite
     │   └── WorkerFailed             worker-failed
     ├── ProfileError
-    │   └── ProfileUnknown           profile-unknown
+    │   ├── ProfileUnknown           profile-unknown
+    │   └── PlanImpossible           plan-impossible
     ├── ResourceError
     │   └── MemoryLimitHit           memory-limit
     ├── WireError
@@ -211,6 +212,14 @@ class ProfileUnknown(ProfileError):
 
     code = "profile-unknown"
     remedy = "`ffm profile list` shows the names; a path to a TOML file works too"
+
+
+class PlanImpossible(ProfileError):
+    """No plan fits the profile."""
+
+    code = "plan-impossible"
+    remedy = "use a smaller adapter, shorter texts, a smaller base or a larger board"
+    exit_status = 1
 
 
 class ResourceError(FfmError):

@@ -1,0 +1,269 @@
+"""The planner: (profile, model, task) to a plan that fits, or why none does and what would.
+
+Every combination of length, micro-batch and checkpointing is predicted; among those that fit, the
+longest texts win, then the fastest step, then the least memory. More memory only adds candidates,
+so it never gives a worse plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from ffm_common.errors import PlanImpossible
+from profiles import profile as profiles
+from profiles.calibration import Calibration
+from profiles.profile import Profile
+from profiles.shapes import (
+    ModelShape,
+    Work,
+    activation_mb,
+    lora_parameters,
+    operations,
+    state_mb,
+)
+
+# Kept free below the limit, for what a prediction misses.
+_MARGIN = 0.9
+_SHORTEST = 16
+# A guess for a machine that has not been probed: imports of torch, transformers and peft (MB), and
+# the share of a board's published matrix-product rate that training reaches.
+_FLOOR_MB, _SHARE_OF_RATE, _OVERHEAD_S = 480.0, 0.5, 0.05
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """What shall be trained.
+
+    Parameters
+    ----------
+    shape
+        The base model.
+    weights
+        Format of its weights: ``nf4``, ``fp32``.
+    kind, rank, targets, prompt_tokens
+        The adapter.
+    outputs
+        Labels of a classifier, or the vocabulary of a language model.
+    scored
+        Positions of an example that are scored at once (1: a classifier).
+    batch_size, max_length, local_steps
+        As the federation wants them.
+    update_bits
+        Bits per parameter of an update on the wire.
+    """
+
+    shape: ModelShape
+    weights: str
+    kind: str
+    rank: int
+    targets: tuple[str, ...]
+    prompt_tokens: int
+    outputs: int
+    scored: int
+    batch_size: int
+    max_length: int
+    local_steps: int
+    update_bits: float
+
+    def adapter_parameters(self) -> int:
+        """Count what is trained and sent, the classifier head included."""
+        head = self.shape.hidden * self.outputs + self.outputs if self.scored == 1 else 0
+        if self.kind == "prompt":
+            return head + self.prompt_tokens * self.shape.hidden
+        return head + lora_parameters(self.shape, self.targets, self.rank)
+
+    def work(self, batch: int, length: int, *, checkpointing: bool) -> Work:
+        """Give the counts of one micro-batch."""
+        virtual = self.prompt_tokens if self.kind == "prompt" else 0
+        return Work(
+            batch=batch,
+            length=length + virtual,
+            adapter_parameters=self.adapter_parameters(),
+            outputs=self.outputs,
+            tokens_scored=min(self.scored, length),
+            checkpointing=checkpointing,
+        )
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device trains, and what that is predicted to cost.
+
+    Parameters
+    ----------
+    micro_batch, accumulation
+        Examples in memory at once, and how many such make a step.
+    checkpointing
+        Compute activations again instead of keeping them.
+    cached_layers
+        Frozen layers whose outputs are kept between epochs.
+    memory_mb
+        Predicted peak of resident memory.
+    step_seconds
+        Predicted time of one optimizer step.
+    bytes_per_version
+        Sent and fetched for one version.
+    joules_per_version
+        Predicted energy of one version's steps; None where the profile has no watts.
+    measured
+        Whether the prediction rests on a probe on this machine.
+    """
+
+    engine: str
+    weights: str
+    rank: int
+    micro_batch: int
+    accumulation: int
+    max_length: int
+    checkpointing: bool
+    cached_layers: int
+    threads: int
+    update_bits: float
+    memory_mb: float
+    step_seconds: float
+    bytes_per_version: int
+    joules_per_version: float | None
+    measured: bool
+
+
+def counted_mb(demand: Demand, work: Work) -> float:
+    """Give what the calibration scales: activations and state of one micro-batch."""
+    return activation_mb(demand.shape, work) + state_mb(demand.shape, work)
+
+
+def guess(profile: Profile, demand: Demand) -> Calibration:
+    """Give a calibration for a machine that was not probed, from its published figures."""
+    return Calibration(
+        floor_mb=_FLOOR_MB + demand.shape.weights_mb,
+        scale=1.0,
+        overhead_s=_OVERHEAD_S,
+        rate=_SHARE_OF_RATE * 1e9 * profile.gflops_fp32,
+        measured=False,
+    )
+
+
+def plan(profile: Profile, demand: Demand, calibration: Calibration) -> Plan:
+    """Give the best plan that fits the profile.
+
+    Raises
+    ------
+    PlanImpossible
+        None fits; the message says what is needed, the remedy names plans that would fit.
+    """
+    candidates = list(_candidates(profile, demand, calibration))
+    limit = _MARGIN * profile.memory_mb
+    fitting = [found for found in candidates if found.memory_mb <= limit]
+    if not fitting:
+        least = min(candidates, key=lambda found: found.memory_mb)
+        raise PlanImpossible(
+            f"the smallest plan needs {least.memory_mb / _MARGIN:.0f} MB, "
+            f"profile {profile.name} gives {profile.memory_mb} MB",
+            remedy=_remedy(profile, demand, calibration),
+        )
+    best = max(fitting, key=_quality)
+    if 0 < profile.bytes_per_day < best.bytes_per_version:
+        raise PlanImpossible(
+            f"one version is {best.bytes_per_version} bytes, profile {profile.name} gives "
+            f"{profile.bytes_per_day} a day",
+            remedy="use fewer bits (codec), a smaller rank or a soft prompt, or raise "
+            "bytes_per_day",
+        )
+    return best
+
+
+def _quality(found: Plan) -> tuple[float, ...]:
+    return (found.max_length, -found.step_seconds, -found.memory_mb, found.micro_batch)
+
+
+def _candidates(profile: Profile, demand: Demand, calibration: Calibration) -> Iterator[Plan]:
+    for length in _lengths(demand.max_length):
+        for batch in _batches(demand.batch_size):
+            for checkpointing in (False, True):
+                yield predict(
+                    profile,
+                    demand,
+                    calibration,
+                    batch=batch,
+                    length=length,
+                    checkpointing=checkpointing,
+                )
+
+
+def predict(
+    profile: Profile,
+    demand: Demand,
+    calibration: Calibration,
+    *,
+    batch: int,
+    length: int,
+    checkpointing: bool,
+) -> Plan:
+    """Predict what training with this micro-batch, length and checkpointing costs."""
+    work = demand.work(batch, length, checkpointing=checkpointing)
+    accumulation = -(-demand.batch_size // batch)
+    seconds = accumulation * calibration.seconds(operations(demand.shape, work))
+    parameters = demand.adapter_parameters()
+    watts = profile.load_watts
+    return Plan(
+        engine="torch",
+        weights=demand.weights,
+        rank=demand.rank,
+        micro_batch=batch,
+        accumulation=accumulation,
+        max_length=length,
+        checkpointing=checkpointing,
+        cached_layers=0,
+        threads=profile.cpu_cores,
+        update_bits=demand.update_bits,
+        memory_mb=calibration.peak_mb(counted_mb(demand, work)),
+        step_seconds=seconds,
+        bytes_per_version=round(2 * parameters * demand.update_bits / 8),
+        joules_per_version=watts * seconds * demand.local_steps if watts else None,
+        measured=calibration.measured,
+    )
+
+
+def _lengths(longest: int) -> list[int]:
+    """Give the lengths tried: the one wanted, then three quarters of each down to the shortest."""
+    found = [longest]
+    while found[-1] * 3 // 4 >= _SHORTEST:
+        found.append(found[-1] * 3 // 4)
+    return found
+
+
+def _batches(largest: int) -> list[int]:
+    """Give the micro-batches tried: powers of two below the batch size, and itself."""
+    return sorted({1 << power for power in range(largest.bit_length())} | {largest})
+
+
+def _remedy(profile: Profile, demand: Demand, calibration: Calibration) -> str:
+    """Name plans that would fit: a smaller adapter, or the smallest board that is enough."""
+    limit = _MARGIN * profile.memory_mb
+    ways: list[str] = []
+    rank = demand.rank // 2
+    while demand.kind == "lora" and rank >= 1:
+        smaller = msgspec.structs.replace(demand, rank=rank)
+        fitting = [p for p in _candidates(profile, smaller, calibration) if p.memory_mb <= limit]
+        if fitting:
+            ways.append(f"rank {rank}: {_words(max(fitting, key=_quality))}")
+            break
+        rank //= 2
+    boards = [profiles.load(name) for name in profiles.names()]
+    for board in sorted(boards, key=lambda board: board.memory_mb):
+        fitting = [
+            found
+            for found in _candidates(board, demand, calibration)
+            if found.memory_mb <= _MARGIN * board.memory_mb
+        ]
+        if fitting:
+            ways.append(f"profile {board.name}: {_words(max(fitting, key=_quality))}")
+            break
+    ways.append("or choose a smaller base model")
+    return "what would fit: " + "; ".join(ways)
+
+
+def _words(found: Plan) -> str:
+    return (
+        f"micro-batch {found.micro_batch}, {found.max_length} tokens"
+        f"{', checkpointing' if found.checkpointing else ''}, {found.memory_mb:.0f} MB"
+    )

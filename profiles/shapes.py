@@ -1,0 +1,163 @@
+"""The shape of a model and of a piece of training, and what they cost in bytes and operations.
+
+Nothing here is measured: these are counts. `profiles.planner` turns them into MB and seconds with
+a calibration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+_FLOAT = 4
+_MATRIX_NAMES = {
+    "encoder": {"query": "hh", "key": "hh", "value": "hh", "dense": "hh+hi+ih"},
+    "decoder": {
+        "q_proj": "hh",
+        "k_proj": "hk",
+        "v_proj": "hk",
+        "o_proj": "hh",
+        "gate_proj": "hi",
+        "up_proj": "hi",
+        "down_proj": "ih",
+    },
+}
+
+
+class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
+    """A transformer's dimensions.
+
+    Parameters
+    ----------
+    family
+        ``encoder`` (BERT) or ``decoder`` (Llama).
+    layers, hidden, intermediate, vocabulary
+        As in the model's configuration.
+    heads, kv_heads
+        Query heads, and key and value heads (fewer with grouped queries).
+    weights_mb
+        Bytes of the weights file / 2**20.
+    """
+
+    family: str
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    weights_mb: float
+
+    def matrix(self, sizes: str) -> tuple[int, int]:
+        """Give (in, out) of a matrix named by two letters: h hidden, i intermediate, k keys."""
+        width = {
+            "h": self.hidden,
+            "i": self.intermediate,
+            "k": self.hidden * self.kv_heads // self.heads,
+        }
+        return width[sizes[0]], width[sizes[1]]
+
+    def linear_parameters(self) -> int:
+        """Count the parameters of all matrices inside the layers."""
+        kinds = "+".join(_MATRIX_NAMES[self.family].values()).split("+")
+        per_layer = sum(a * b for a, b in map(self.matrix, kinds))
+        return self.layers * per_layer
+
+    def largest_matrix(self) -> int:
+        """Count the parameters of the largest matrix that is dequantized in one piece."""
+        kinds = "+".join(_MATRIX_NAMES[self.family].values()).split("+")
+        return max(a * b for a, b in map(self.matrix, kinds))
+
+
+def from_config(config: dict[str, Any], weights_mb: float) -> ModelShape:
+    """Read a shape from a Hugging Face ``config.json``; KeyError names what is not there."""
+    heads = int(config["num_attention_heads"])
+    return ModelShape(
+        family="encoder" if config["model_type"] == "bert" else "decoder",
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        intermediate=int(config["intermediate_size"]),
+        vocabulary=int(config["vocab_size"]),
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        weights_mb=weights_mb,
+    )
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One micro-batch of training.
+
+    Parameters
+    ----------
+    batch, length
+        Examples, and tokens of each (the virtual tokens of a prompt included).
+    adapter_parameters
+        Trained parameters, the head included.
+    outputs
+        Columns of the scores: labels of a classifier, vocabulary of a language model.
+    tokens_scored
+        How many positions of an example get scores at once: 1 for a classifier.
+    checkpointing
+        Whether a layer's activations are computed again in the backward pass.
+    """
+
+    batch: int
+    length: int
+    adapter_parameters: int
+    outputs: int
+    tokens_scored: int = 1
+    checkpointing: bool = False
+
+
+def lora_parameters(shape: ModelShape, targets: tuple[str, ...], rank: int) -> int:
+    """Count the parameters of LoRA factors of `rank` on the matrices named by `targets`."""
+    kinds = "+".join(
+        sizes for name, sizes in _MATRIX_NAMES[shape.family].items() if name in targets
+    )
+    if not kinds:
+        return 0
+    per_layer = rank * sum(sum(shape.matrix(sizes)) for sizes in kinds.split("+"))
+    # An encoder's pooler is a "dense" layer, too.
+    pooler = 2 * rank * shape.hidden if shape.family == "encoder" and "dense" in targets else 0
+    return shape.layers * per_layer + pooler
+
+
+def activation_mb(shape: ModelShape, work: Work) -> float:
+    """Count what the backward pass keeps, MB, in float32.
+
+    Per token and layer: the inputs of every adapted matrix, of the norms and of the activation
+    function. With checkpointing: one hidden state per layer, and one layer's whole set at a time.
+    """
+    tokens = work.batch * work.length
+    per_layer = tokens * _FLOAT * (10 * shape.hidden + 3 * shape.intermediate)
+    if work.checkpointing:
+        kept = shape.layers * tokens * shape.hidden * _FLOAT + per_layer
+    else:
+        kept = shape.layers * per_layer
+    scores = 3 * work.batch * work.tokens_scored * work.outputs * _FLOAT
+    return (kept + scores) / 2**20
+
+
+def state_mb(shape: ModelShape, work: Work) -> float:
+    """Count the adapter, its gradients and both moments, and the largest dequantized matrix, MB."""
+    copies = 8  # values here and in the engine, gradients and their sum, two moments, two scratch
+    return (copies * work.adapter_parameters + 2 * shape.largest_matrix()) * _FLOAT / 2**20
+
+
+def operations(shape: ModelShape, work: Work) -> float:
+    """Count floating-point operations of forward and backward pass over a frozen base.
+
+    4 per parameter and token (forward 2, gradient of activations 2), 6 with recomputation; the
+    adapter's own weights 6; attention scores and their use, twice as much backward.
+    """
+    tokens = work.batch * work.length
+    passes = 6 if work.checkpointing else 4
+    attention = 4 * work.batch * work.length**2 * shape.hidden * shape.layers
+    scores = 4 * shape.hidden * work.outputs * work.batch * work.tokens_scored
+    return (
+        passes * shape.linear_parameters() * tokens
+        + 6 * work.adapter_parameters * tokens
+        + (4 if work.checkpointing else 3) * attention
+        + scores
+    )

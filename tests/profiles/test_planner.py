@@ -1,0 +1,221 @@
+"""The planner, on shapes of real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffm_common.errors import PlanImpossible
+from profiles import planner
+from profiles import profile as profiles
+from profiles.calibration import Calibration, Calibrations, Point, fit
+from profiles.planner import Demand, Plan
+from profiles.profile import Profile
+from profiles.shapes import ModelShape, from_config, lora_parameters
+
+MINILM = ModelShape(
+    family="encoder",
+    layers=6,
+    hidden=384,
+    intermediate=1536,
+    vocabulary=30522,
+    heads=12,
+    kv_heads=12,
+    weights_mb=51.4,
+)
+LLAMA_135M = ModelShape(
+    family="decoder",
+    layers=30,
+    hidden=576,
+    intermediate=1536,
+    vocabulary=49152,
+    heads=9,
+    kv_heads=3,
+    weights_mb=169,
+)
+DEMAND = Demand(
+    shape=MINILM,
+    weights="nf4",
+    kind="lora",
+    rank=8,
+    targets=("query", "key", "value", "dense"),
+    prompt_tokens=16,
+    outputs=10,
+    scored=1,
+    batch_size=16,
+    max_length=64,
+    local_steps=16,
+    update_bits=8.125,
+)
+CALIBRATION = Calibration(floor_mb=500, scale=1.1, overhead_s=0.05, rate=4e10)
+
+
+def board(memory_mb: int, **changes: object) -> Profile:
+    return msgspec.structs.replace(
+        profiles.load("rpi4-4gb"), memory_mb=memory_mb, board_memory_mb=1 << 20, **changes
+    )
+
+
+def quality(plan: Plan) -> tuple[float, float]:
+    return plan.max_length, -plan.step_seconds
+
+
+demands = st.builds(
+    lambda shape, rank, batch, length, kind: msgspec.structs.replace(
+        DEMAND, shape=shape, rank=rank, batch_size=batch, max_length=length, kind=kind
+    ),
+    st.sampled_from([MINILM, LLAMA_135M]),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.integers(16, 512),
+    st.sampled_from(["lora", "prompt"]),
+)
+calibrations = st.builds(
+    Calibration,
+    floor_mb=st.floats(50, 800),
+    scale=st.floats(0.1, 4),
+    overhead_s=st.floats(0, 1),
+    rate=st.floats(1e9, 1e12),
+)
+
+
+@given(demands, calibrations, st.integers(64, 8000), st.integers(0, 4000))
+def test_more_memory_never_gives_a_worse_plan(
+    demand: Demand, calibration: Calibration, memory: int, more: int
+) -> None:
+    try:
+        small = planner.plan(board(memory), demand, calibration)
+    except PlanImpossible:
+        return
+    large = planner.plan(board(memory + more), demand, calibration)
+    assert quality(large) >= quality(small)
+
+
+@given(demands, calibrations, st.integers(1, 32), st.integers(16, 256), st.booleans())
+def test_the_predicted_peak_grows_with_batch_length_and_rank(
+    demand: Demand, calibration: Calibration, batch: int, length: int, checkpointing: bool
+) -> None:
+    def peak(demand: Demand, batch: int, length: int) -> float:
+        return planner.predict(
+            board(1000),
+            demand,
+            calibration,
+            batch=batch,
+            length=length,
+            checkpointing=checkpointing,
+        ).memory_mb
+
+    here = peak(demand, batch, length)
+    assert peak(demand, batch + 1, length) >= here
+    assert peak(demand, batch, length + 1) >= here
+    assert peak(msgspec.structs.replace(demand, rank=demand.rank + 1), batch, length) >= here
+
+
+@given(demands, calibrations, st.integers(64, 8000))
+def test_a_plan_stays_below_the_limit_and_covers_the_batch(
+    demand: Demand, calibration: Calibration, memory: int
+) -> None:
+    try:
+        plan = planner.plan(board(memory), demand, calibration)
+    except PlanImpossible:
+        return
+    assert plan.memory_mb <= memory
+    assert plan.micro_batch * plan.accumulation >= demand.batch_size
+    assert plan.max_length <= demand.max_length
+
+
+def test_checkpointing_is_chosen_only_where_memory_asks_for_it() -> None:
+    demand = msgspec.structs.replace(
+        DEMAND, shape=LLAMA_135M, targets=("q_proj", "v_proj"), batch_size=4, max_length=256
+    )
+    assert not planner.plan(board(8000), demand, CALIBRATION).checkpointing
+    assert planner.plan(board(800), demand, CALIBRATION).checkpointing
+
+
+def test_a_refusal_says_what_is_needed_and_names_a_plan_that_fits() -> None:
+    with pytest.raises(PlanImpossible) as refused:
+        planner.plan(board(300), DEMAND, CALIBRATION)
+    assert "profile rpi4-4gb gives 300 MB" in refused.value.message
+    assert "profile rpi3b-plus: micro-batch" in refused.value.how_to_resolve
+
+
+def test_a_smaller_rank_is_offered_where_it_is_enough() -> None:
+    demand = msgspec.structs.replace(DEMAND, rank=256)
+    needed = planner.predict(
+        board(1), demand, CALIBRATION, batch=1, length=20, checkpointing=True
+    ).memory_mb
+    with pytest.raises(PlanImpossible) as refused:
+        planner.plan(board(int(needed / 0.9) - 40), demand, CALIBRATION)
+    assert "rank 128: micro-batch" in refused.value.how_to_resolve
+
+
+def test_a_day_too_short_for_one_version_is_refused() -> None:
+    with pytest.raises(PlanImpossible, match="a day"):
+        planner.plan(board(4000, bytes_per_day=10_000), DEMAND, CALIBRATION)
+
+
+def test_lora_parameters_of_minilm_are_those_that_peft_makes() -> None:
+    # 341,770 with the head of ten labels, as peft prints for r=8 on query, key, value and dense;
+    # "dense" is the attention's output, the intermediate and the output layer.
+    assert lora_parameters(MINILM, DEMAND.targets, 8) == 337_920
+    assert DEMAND.adapter_parameters() == 341_770
+
+
+def test_a_shape_is_read_from_a_configuration() -> None:
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "vocab_size": 49152,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    }
+    assert from_config(config, 169) == LLAMA_135M
+    # 134.5 million with the (tied) embedding of 49152 x 576
+    assert LLAMA_135M.linear_parameters() + 49152 * 576 == pytest.approx(134.5e6, rel=1e-3)
+
+
+@given(st.floats(50, 800), st.floats(0.2, 3), st.floats(0, 0.5), st.floats(1e9, 1e11))
+@settings(max_examples=50)
+def test_a_fit_finds_the_line_that_the_points_lie_on(
+    floor: float, scale: float, overhead: float, rate: float
+) -> None:
+    truth = Calibration(floor_mb=floor, scale=scale, overhead_s=overhead, rate=rate)
+    points = [
+        Point(
+            counted_mb=mb,
+            peak_mb=truth.peak_mb(mb),
+            operations=work,
+            seconds=truth.seconds(work),
+        )
+        for mb, work in ((5, 1e9), (40, 4e9), (90, 1.6e10))
+    ]
+    found = fit(points)
+    assert found.peak_mb(200) == pytest.approx(truth.peak_mb(200), rel=0.02)
+    assert found.seconds(3e10) == pytest.approx(truth.seconds(3e10), rel=0.02)
+
+
+def test_noise_never_makes_memory_or_time_fall_as_work_grows() -> None:
+    points = [
+        Point(counted_mb=5, peak_mb=500, operations=1e9, seconds=0.3),
+        Point(counted_mb=50, peak_mb=480, operations=4e9, seconds=0.2),
+    ]
+    found = fit(points)
+    assert found.peak_mb(100) > found.peak_mb(50)
+    assert found.seconds(8e9) > found.seconds(4e9)
+
+
+def test_calibrations_are_kept_and_a_broken_file_is_measured_anew(tmp_path: Path) -> None:
+    kept = Calibrations(tmp_path / "calibration.json")
+    assert kept.get("here") is None
+    kept.put("here", CALIBRATION)
+    assert Calibrations(tmp_path / "calibration.json").get("here") == CALIBRATION
+    (tmp_path / "calibration.json").write_text("{")
+    assert kept.get("here") is None
+    kept.put("here", CALIBRATION)
+    assert kept.get("here") == CALIBRATION
