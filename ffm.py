@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
 
 from ffm_common.errors import FfmError
+from ffm_common.extras import readable
 
 # Each of these modules has add_commands(subparsers) and imports nothing heavy.
 _PACKAGES = ("fleet", "hub", "edge_agent", "learning", "profiles")
@@ -31,18 +33,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-    except FfmError as error:
+        sys.stdout.flush()
+    except (FfmError, ModuleNotFoundError) as error:
         if arguments.debug:
             raise
-        sys.stderr.write(f"ffm: {error.line()}\n")
-        return error.exit_status
+        failure = readable(error)
+        sys.stderr.write(f"ffm: {failure.line()}\n")
+        return failure.exit_status
     except KeyboardInterrupt:
         sys.stderr.write("ffm: interrupted\n")
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has gone: not an error of ours.
-        sys.stderr.close()
-        return 0
+        sys.stderr.write("ffm: whoever read the output (head, less) has gone\n")
+        # What is still buffered goes nowhere, or Python would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 

@@ -10,7 +10,7 @@ import msgspec
 from ffm_common import config
 from ffm_common.config import Config
 
-Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,63}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\Z")]
 
 
 class BrokerAddress(Config, frozen=True, kw_only=True):
@@ -28,8 +28,33 @@ class DataSource(Config, frozen=True, kw_only=True):
     label: str | None = None
 
 
+class MeterSource(Config, frozen=True, kw_only=True):
+    """Where the board's sensors are read, and how often.
+
+    Parameters
+    ----------
+    root
+        This machine, or a folder with a recorded or simulated tree of /sys and /proc.
+    interval_s
+        Seconds between two looks.
+    """
+
+    root: str = "/"
+    interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
+
+
 class AgentConfig(Config, frozen=True, kw_only=True):
-    """One agent. Paths are relative to the file's own folder."""
+    """One agent. Paths are relative to the file's own folder.
+
+    Parameters
+    ----------
+    profile
+        What the worker may use: a shipped name (``ffm profile list``) or a file.
+    folder
+        For everything that must outlive the process.
+    calibration
+        What was measured on this machine; agents on one machine may share the file.
+    """
 
     id: Name
     federation: Name
@@ -37,7 +62,9 @@ class AgentConfig(Config, frozen=True, kw_only=True):
     base: str
     profile: str = "laptop-cpu"
     folder: str = "state"
+    calibration: str = "state/calibration.json"
     broker: BrokerAddress = BrokerAddress()
+    meter: MeterSource = MeterSource()
 
 
 class Located(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +74,8 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     data: Path
     base: Path
     folder: Path
+    calibration: Path
+    board: Path
 
 
 def load(path: Path) -> Located:
@@ -58,4 +87,6 @@ def load(path: Path) -> Located:
         data=home / found.data.path,
         base=home / found.base,
         folder=home / found.folder,
+        calibration=home / found.calibration,
+        board=home / found.meter.root,
     )

@@ -8,15 +8,15 @@ acted on, so a kill at any moment costs at most the steps since the worker's las
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 
 import msgspec
 import psutil
 
+from edge_agent.care import Care
 from edge_agent.config import Located
 from edge_agent.journal import Journal
-from edge_agent.worker import UPDATE, TrainJob, TrainResult
+from edge_agent.training import Trained, Training
 from federation import messages
 from federation.blobs import BlobStore
 from federation.download import Downloader
@@ -36,17 +36,15 @@ from federation.outbox import Outbox
 from federation.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.topics import ChunkRoute, HubRoute, MessageRoute, Topics
 from federation.upload import Uploader
-from ffm_common.errors import FfmError, MessageInvalid
-from ffm_common.files import make_folder, sha256_bytes
-from ffm_common.seeds import derive
+from ffm_common.errors import BlobOversize, FfmError, MessageInvalid, StorageError, WireError
+from ffm_common.files import make_folder
+from ffm_common.lock import FolderLock
 from learning import base
-from learning.process import Worker
 from profiles import profile as profiles
-from profiles.limits import Limits
+from profiles.sensors import Root
 
 log = logging.getLogger("ffm.agent")
 
-_STARTED_FROM = "version"
 _BUSY_TICK_S, _IDLE_TICK_S = 0.2, 1.0
 _ANNOUNCE_S = 2.0
 _MAX_VERSION_BYTES = 1 << 30
@@ -69,6 +67,8 @@ class Supervisor:
         The base folder is not there or has been altered.
     ProfileUnknown
         No such profile.
+    FolderBusy
+        The same agent runs already.
     """
 
     def __init__(self, located: Located) -> None:
@@ -77,11 +77,24 @@ class Supervisor:
         self._base = base.verify(located.base)
         self._profile = profiles.load(self._config.profile)
         folder = make_folder(located.folder)
+        self._lock = FolderLock(folder)
         self._journal = Journal(folder / "journal.json")
         self._boot = self._journal.boot()
         self._store = BlobStore(folder / "blobs")
         self._outbox = Outbox(folder / "outbox")
-        self._work = folder / "work"
+        self._training = Training(
+            located,
+            self._base.digest,
+            self._profile,
+            work=folder / "work",
+            calibration=located.calibration,
+        )
+        self._care = Care(
+            self._profile,
+            root=Root(located.board),
+            folder=folder,
+            interval_s=self._config.meter.interval_s,
+        )
         self._topics = Topics(self._config.federation)
         self._state_topic = self._topics.agent_state(self._config.id)
         self._state = AgentState(status="starting", boot=self._boot, profile=self._profile.name)
@@ -112,7 +125,7 @@ class Supervisor:
         )
         self._manifest: Manifest | None = None
         self._hub_there = True
-        self._worker: Worker[TrainResult] | None = None
+        self._silent = False
         self._failures = 0
         self._retry_at = 0.0
         self._announced: AgentState | None = None
@@ -129,7 +142,7 @@ class Supervisor:
         log.info("agent %s, profile %s", self._config.id, self._profile.name)
         try:
             while not self._stopping:
-                busy = self._worker is not None or self._state.status in {
+                busy = self._training.running or self._state.status in {
                     "downloading",
                     "uploading",
                 }
@@ -138,17 +151,19 @@ class Supervisor:
                     self._on_event(event)
                     event = self._session.next(0)
                 now = time.monotonic()
+                self._look_after_board(now)
                 self._downloader.tick(now)
                 self._uploader.tick(now)
-                self._tend_worker(now)
-                self._start_worker(now)
+                self._tend_training(now)
+                self._begin_training(now)
                 self._announce(now)
         finally:
-            if self._worker is not None:
-                self._worker.close()
+            self._training.close()
             self._publish_state(msgspec.structs.replace(self._state, status="left"))
             self._session.close()
             self._outbox.close()
+            self._care.close()
+            self._lock.close()
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -166,8 +181,10 @@ class Supervisor:
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)
-                except MessageInvalid as error:
+                except WireError as error:
                     log.warning("%s", error.line())
+                except StorageError as error:  # a full disk: it is asked for again, later
+                    self._give_up(error.message)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         match self._topics.parse(topic):
@@ -195,6 +212,8 @@ class Supervisor:
         self._hub_there = there
 
     def _move_on(self) -> None:
+        if self._silent:
+            return
         self._uploader.on_connected()
         self._downloader.on_connected()
 
@@ -207,32 +226,27 @@ class Supervisor:
             return
         if manifest.federation != self._config.federation:
             raise MessageInvalid(f"manifest of federation {manifest.federation!r}")
-        if self._worker is not None:
+        if self._training.running:
             log.info("version %d is out, dropping the work on an older one", manifest.version)
-            self._worker.close()
-            self._worker = None
+            self._training.close()
         self._manifest = manifest
         self._failures, self._retry_at = 0, 0.0
         if manifest.base != self._base.digest:
-            self._set("failed", detail="the federation uses another base model [model-digest]")
+            self._give_up("the federation uses another base model [model-digest]")
             return
         for digest in list(self._store.digests()):
             if digest != manifest.blob:
                 self._store.remove(digest)
-        if not self._resumes(manifest):
-            shutil.rmtree(self._work, ignore_errors=True)
-        self._set("downloading")
-        self._downloader.want(manifest.blob, manifest.size)
-
-    def _resumes(self, manifest: Manifest) -> bool:
-        """Tell whether the work folder holds checkpoints of the version announced."""
-        marker = self._work / _STARTED_FROM
-        return marker.exists() and marker.read_text() == manifest.blob
+        self._set("downloading", detail="")
+        try:
+            self._downloader.want(manifest.blob, manifest.size)
+        except BlobOversize as error:
+            self._give_up(error.message)
 
     def _on_version(self, digest: str) -> None:
         if self._manifest is not None and self._manifest.blob == digest:
             log.info("holding version %d", self._manifest.version)
-            self._set("idle", version=self._manifest.version)
+            self._set("idle", version=self._manifest.version, detail="")
 
     def _on_gone(self, digest: str) -> None:
         log.warning("the hub does not have version %s (any more)", digest[:12])
@@ -248,6 +262,26 @@ class Supervisor:
 
     # -- training -------------------------------------------------------------------------------
 
+    def _look_after_board(self, now: float) -> None:
+        """Read the sensors; have the worker give way, and fall silent, where the profile asks."""
+        self._care.count_bytes(self._session.sent_bytes + self._session.received_bytes)
+        self._care.look(now)
+        if self._care.silent != self._silent:
+            self._silent = self._care.silent
+            if self._silent:
+                self._hold()
+            else:
+                self._move_on()
+        pauses = self._care.pauses
+        if pauses:
+            if self._state.status not in {"paused", "failed"}:
+                log.warning("pausing: %s", pauses[0].sentence)
+            self._training.pause()
+            self._set("paused", detail="; ".join(pause.sentence for pause in pauses))
+        elif self._state.status == "paused":
+            log.info("going on")
+            self._set("uploading" if self._uploader.busy else "idle", detail="")
+
     def _trainable(self, now: float) -> Manifest | None:
         """Give the manifest to train from now, if there is one."""
         manifest = self._manifest
@@ -255,7 +289,8 @@ class Supervisor:
             manifest is not None
             and manifest.open
             and manifest.base == self._base.digest
-            and self._worker is None
+            and not self._training.running
+            and not self._care.pauses
             and self._store.has(manifest.blob)
             and self._journal.entry.trained != manifest.blob
             and self._failures < _ATTEMPTS
@@ -264,70 +299,84 @@ class Supervisor:
             return manifest
         return None
 
-    def _start_worker(self, now: float) -> None:
+    def _begin_training(self, now: float) -> None:
         manifest = self._trainable(now)
         if manifest is None:
             return
-        task = manifest.task
-        make_folder(self._work)
-        (self._work / _STARTED_FROM).write_text(manifest.blob)
-        limits = Limits.of(self._profile)
-        job = TrainJob(
-            base=str(self._where.base),
-            base_digest=self._base.digest,
+        self._set(
+            "training",
             version=manifest.version,
-            version_blob=str(self._store.path(manifest.blob)),
-            task=task,
-            codec=manifest.codec,
-            data=str(self._where.data),
-            text=self._config.data.text,
-            label=self._config.data.label,
-            micro_batch=self._profile.batch,
-            threads=limits.threads,
-            seed=derive(task.seed, self._config.id, manifest.version),
+            step=0,
+            steps=manifest.task.training.local_steps,
+            detail="",
         )
-        self._worker = Worker(
-            "edge_agent.worker", job, TrainResult, folder=self._work, limits=limits
-        )
-        self._set("training", version=manifest.version, step=0, steps=task.training.local_steps)
-
-    def _tend_worker(self, now: float) -> None:
-        worker, manifest = self._worker, self._manifest
-        if worker is None or manifest is None:
-            return
-        ended = worker.poll()
-        if worker.last is not None:
-            self._set(
-                "training",
-                step=worker.last.step,
-                steps=worker.last.steps,
-                loss=worker.last.loss,
-                worker_memory_mb=worker.last.memory_mb,
-            )
-        if not ended:
-            return
-        self._worker = None
         try:
-            result = worker.result()
-            blob = (self._work / UPDATE).read_bytes()
-            offer = Offer(
-                digest=sha256_bytes(blob),
-                size=len(blob),
-                version=manifest.version,
-                examples=result.examples,
-                loss=result.loss,
-                seconds=result.seconds,
-            )
-            self._outbox.add(offer, blob)
+            self._training.begin(manifest, self._store.path(manifest.blob))
+        except FfmError as error:
+            self._fail(manifest, error, now)
+
+    def _tend_training(self, now: float) -> None:
+        manifest = self._manifest
+        if not self._training.running or manifest is None:
+            return
+        spent = self._training.seconds()
+        try:
+            trained = self._training.tend()
+        except FfmError as error:
+            self._fail(manifest, error, now)
+            return
+        if not self._training.running:
+            self._care.count_work(spent)
+        if trained is not None:
+            self._keep(manifest, trained, now)
+        elif self._state.status == "training":
+            self._show_progress()
+
+    def _show_progress(self) -> None:
+        plan, worker = self._training.plan, self._training.worker
+        if self._training.measuring:
+            self._set("training", detail="measuring this board")
+        elif plan is not None and worker is not None:
+            changes: dict[str, object] = {
+                "planned_memory_mb": round(plan.memory_mb, 1),
+                "planned_step_s": round(plan.step_seconds, 3),
+                "detail": "",
+            }
+            if worker.last is not None:
+                changes |= {
+                    "step": worker.last.step,
+                    "loss": worker.last.loss,
+                    "worker_memory_mb": worker.last.memory_mb,
+                }
+            self._set("training", **changes)
+
+    def _keep(self, manifest: Manifest, trained: Trained, now: float) -> None:
+        """Put a finished update into the outbox, then note that it is there."""
+        try:
+            self._outbox.add(trained.offer, trained.blob)
             self._journal.set_trained(manifest.blob)
         except FfmError as error:
-            self._failures += 1
-            self._retry_at = now + _BACKOFF_S * 2 ** (self._failures - 1)
-            log.error("training from version %d failed: %s", manifest.version, error.message)
-            self._set("failed", detail=error.message)
+            self._fail(manifest, error, now)
             return
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._set("uploading", loss=result.loss, worker_memory_mb=result.peak_memory_mb, detail="")
+        self._training.forget()
+        self._set(
+            "paused" if self._care.pauses else "uploading",
+            step=len(trained.result.losses),
+            loss=trained.result.losses[-1],
+            worker_memory_mb=round(trained.result.peak_memory_mb, 1),
+            step_s=round(trained.result.step_seconds, 3),
+        )
+
+    def _fail(self, manifest: Manifest, error: FfmError, now: float) -> None:
+        """Say what went wrong, and try again later, a few times per version."""
+        self._failures += 1
+        self._retry_at = now + _BACKOFF_S * 2 ** (self._failures - 1)
+        self._give_up(f"training from version {manifest.version} failed: {error.message}")
+
+    def _give_up(self, why: str) -> None:
+        """Tell the person at the log and those at the broker what does not go on."""
+        log.error("%s", why)
+        self._set("failed", detail=why)
 
     # -- state ----------------------------------------------------------------------------------
 
@@ -339,10 +388,7 @@ class Supervisor:
         before = self._announced
         if not self._session.connected or before == self._state:
             return
-        same = before is not None and (before.status, before.detail) == (
-            self._state.status,
-            self._state.detail,
-        )
+        same = before is not None and before.status == self._state.status
         if same and now < self._announce_at:
             return
         self._announce_at = now + _ANNOUNCE_S

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
+from ffm_common.errors import WorkerPaused
 from ffm_common.files import write_atomic
 from ffm_common.task import Task
 from learning import process
@@ -29,41 +32,52 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None
     label: str | None
     micro_batch: int
+    max_length: int
+    checkpointing: bool
     threads: int
     seed: int
 
 
 class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the training gave: examples in the shard, mean loss, seconds, peak memory (MB)."""
+    """What the training gave.
+
+    Parameters
+    ----------
+    examples
+        In the shard.
+    losses
+        Of every step, those before a pause or a crash included.
+    seconds, step_seconds
+        Of this process in all, and of a step (median).
+    peak_memory_mb
+        Resident.
+    """
 
     examples: int
-    loss: float
-    steps: int
+    losses: tuple[float, ...]
     seconds: float
+    step_seconds: float
     peak_memory_mb: float
 
 
 def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     """Do the job: load, train, subtract, encode."""
-    import torch
-
     from ffm_common.tensors import subtract
-    from learning.data import read_labelled
-    from learning.model import Classifier
+    from learning.model import Learner
+    from learning.torch_engine import use_threads
     from learning.trainer import Trainer
     from quantization.updates.container import pack, shapes_of, unpack
 
-    torch.set_num_threads(job.threads)
+    use_threads(job.threads)
     started = time.monotonic()
     task = job.task
-    examples = read_labelled(Path(job.data), text=job.text, label=job.label)
-    classifier = Classifier(Path(job.base), task)
-    shard = classifier.encode(examples)
-    shapes = shapes_of(classifier.engine.read())
+    learner = Learner(Path(job.base), task, checkpointing=job.checkpointing)
+    shard = learner.shard(Path(job.data), text=job.text, label=job.label, max_length=job.max_length)
+    shapes = shapes_of(learner.engine.read())
     _, start = unpack(Path(job.version_blob).read_bytes(), shapes, base=job.base_digest)
-    classifier.engine.write(start)
+    learner.engine.write(start)
     trainer = Trainer(
-        classifier.engine,
+        learner.engine,
         shard,
         task.training,
         micro_batch=job.micro_batch,
@@ -71,9 +85,17 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
         checkpoint=folder / _CHECKPOINT,
     )
     steps = task.training.local_steps
-    losses = trainer.run(steps, lambda step, loss: report(step, steps, loss))
+    moments = [time.monotonic()]
+
+    def progress(step: int, loss: float) -> None:
+        moments.append(time.monotonic())
+        report(step, steps, loss)
+
+    losses = trainer.run(steps, progress, stop=process.stopping)
+    if trainer.step < steps:
+        raise WorkerPaused(f"stopped after step {trainer.step} of {steps}, as asked")
     update = pack(
-        subtract(classifier.engine.read(), start),
+        subtract(learner.engine.read(), start),
         kind="update",
         version=job.version,
         base=job.base_digest,
@@ -83,9 +105,9 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     write_atomic(folder / UPDATE, update)
     return TrainResult(
         examples=len(shard),
-        loss=sum(losses) / len(losses),
-        steps=steps,
+        losses=tuple(losses),
         seconds=time.monotonic() - started,
+        step_seconds=median(after - before for before, after in pairwise(moments)),
         peak_memory_mb=process.peak_memory_mb(),
     )
 

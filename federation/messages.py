@@ -53,7 +53,8 @@ class AgentState(Message, frozen=True, kw_only=True):
 
     `boot` counts the starts of the agent: a ``lost`` of an earlier boot is stale. `version` is
     the version held (-1: none). Memory is in MB, resident: of the supervisor now, and of the
-    worker at its peak. Bytes are MQTT payload since this boot.
+    worker at its peak, beside what the plan foresaw; so with the seconds of an optimizer step.
+    Bytes are MQTT payload since this boot.
     """
 
     status: AgentStatus
@@ -65,6 +66,9 @@ class AgentState(Message, frozen=True, kw_only=True):
     loss: float | None = None
     memory_mb: Annotated[float, Meta(ge=0.0)] = 0.0
     worker_memory_mb: Annotated[float, Meta(ge=0.0)] = 0.0
+    planned_memory_mb: Annotated[float, Meta(ge=0.0)] = 0.0
+    step_s: Seconds = 0.0
+    planned_step_s: Seconds = 0.0
     sent_bytes: Count = 0
     received_bytes: Count = 0
     detail: Text = ""

@@ -41,6 +41,7 @@ _BACKOFF_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
 _SETTLED_S: Final = 5.0  # after a connection that lasted this long the backoff starts anew
 _DRAIN_S: Final = 2.0
+_BRIEF_IN_A_ROW: Final = 3
 
 
 class Session:
@@ -153,7 +154,7 @@ class Session:
 
     def _run(self) -> None:
         """Connect, serve, and connect again; whatever is raised ends one connection only."""
-        number = failures = 0
+        number = failures = brief = 0
         while not self._closing.is_set():
             started = time.monotonic()
             number += 1
@@ -171,8 +172,12 @@ class Session:
             except Exception as error:  # noqa: BLE001
                 _LOG.exception("the MQTT connection failed in an unknown way")
                 reason = f"internal: {error}"
-            self._shut(link, reason)
             lasted = link.ready and time.monotonic() - started > _SETTLED_S
+            brief = brief + 1 if link.ready and not lasted else 0
+            if brief >= _BRIEF_IN_A_ROW:
+                again = f"again and again: does another device call itself {self._client_id}?"
+                reason = f"{reason.rstrip('.')}, {again}"
+            self._shut(link, reason)
             failures = 0 if lasted else failures + 1
             # Jitter, or a whole fleet comes back in the same instant when its broker does.
             backoff = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** min(failures, 10))

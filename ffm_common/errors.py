@@ -21,9 +21,11 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     ├── ModelError
     │   ├── ModelMissing             model-missing
     │   ├── ModelDigest              model-digest
+    │   ├── ModelUnsupported         model-unsupported
     │   └── AdapterInvalid           adapter-invalid
     ├── TrainingError
     │   ├── LossNotFinite            loss-not-finite
+    │   ├── WorkerPaused             worker-paused
     │   └── WorkerFailed             worker-failed
     ├── ProfileError
     │   ├── ProfileUnknown           profile-unknown
@@ -40,6 +42,7 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   └── PortBusy                 port-busy
     ├── StorageError
     │   ├── PathUnwritable           path-unwritable
+    │   ├── FolderBusy               folder-busy
     │   └── LedgerBroken             ledger-broken
     ├── ExtraMissing                 extra-missing
     └── FleetError
@@ -73,7 +76,8 @@ class FfmError(Exception):
 
     def line(self) -> str:
         """Give the one readable line that a person sees."""
-        return f"error [{self.code}]: {self.message} -- {self.how_to_resolve}"
+        # Libraries whose words are quoted in a message may have written several lines.
+        return " ".join(f"error [{self.code}]: {self.message} -- {self.how_to_resolve}".split())
 
 
 class ConfigError(FfmError):
@@ -176,6 +180,13 @@ class ModelDigest(ModelError):
     remedy = "copy the federation's base folder again; every agent must hold the same bytes"
 
 
+class ModelUnsupported(ModelError):
+    """The base model is of a kind, or kept in a way, that this engine cannot train."""
+
+    code = "model-unsupported"
+    remedy = "use the torch engine for this base"
+
+
 class AdapterInvalid(ModelError):
     """The adapter folder or file does not match the base or the format."""
 
@@ -192,6 +203,13 @@ class LossNotFinite(TrainingError):
 
     code = "loss-not-finite"
     remedy = "lower learning_rate, or look at the examples of this shard"
+
+
+class WorkerPaused(TrainingError):
+    """The worker kept its state and ended because it was asked to."""
+
+    code = "worker-paused"
+    remedy = "nothing to do: it is started again when the profile allows"
 
 
 class WorkerFailed(TrainingError):
@@ -293,6 +311,13 @@ class PathUnwritable(StorageError):
     code = "path-unwritable"
     remedy = "give a folder that this user may write, with free space"
     exit_status = 2
+
+
+class FolderBusy(StorageError):
+    """Another process works in the same folder."""
+
+    code = "folder-busy"
+    remedy = "end the other process, or give each its own folder"
 
 
 class LedgerBroken(StorageError):

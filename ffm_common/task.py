@@ -9,6 +9,7 @@ import msgspec
 from ffm_common.config import Config
 
 AdapterKind = Literal["lora", "prompt"]
+TaskKind = Literal["classification", "causal-lm"]
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
@@ -60,9 +61,25 @@ class Training(Config, frozen=True, kw_only=True):
 
 
 class Task(Config, frozen=True, kw_only=True):
-    """One federation's learning task, the same for hub and agents."""
+    """One federation's learning task, the same for hub and agents.
 
-    labels: Annotated[tuple[Label, ...], msgspec.Meta(min_length=2, max_length=1000)]
+    Parameters
+    ----------
+    kind
+        ``classification``: a label for each text; ``causal-lm``: the next token of every text.
+    labels
+        Of a classification; what each output means. None for a language model.
+    """
+
+    kind: TaskKind = "classification"
+    labels: Annotated[tuple[Label, ...], msgspec.Meta(max_length=1000)] = ()
     adapter: Adapter = Adapter()
     training: Training = Training()
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse labels that do not go with the kind."""
+        if self.kind == "classification" and len(self.labels) < 2:  # noqa: PLR2004
+            raise ValueError("labels: a classification needs at least two")
+        if self.kind == "causal-lm" and self.labels:
+            raise ValueError("labels: a language model has none")

@@ -24,7 +24,8 @@ Tensors: TypeAlias = Mapping[str, Array]
 
 def ordered(tensors: Tensors) -> dict[str, Array]:
     """Give the tensors in their canonical order (by name), contiguous, as float32."""
-    return {name: np.ascontiguousarray(tensors[name], dtype=np.float32) for name in sorted(tensors)}
+    # Not ascontiguousarray, which gives a scalar one dimension.
+    return {name: np.asarray(tensors[name], np.float32, order="C") for name in sorted(tensors)}
 
 
 def spec_digest(tensors: Tensors) -> str:
@@ -82,6 +83,8 @@ def load(path: Path) -> dict[str, Array]:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise AdapterInvalid(f"cannot read {path}: {error}") from error
+    except (AttributeError, TypeError) as error:  # numpy has no bfloat16 and no float8
+        raise AdapterInvalid(f"{path} holds numbers that are not float32: {error}") from error
     for name, array in found.items():
         if array.dtype != np.float32:
             raise AdapterInvalid(f"{path}: {name} is {array.dtype}, expected float32")

@@ -27,23 +27,21 @@ class BaselineJob(msgspec.Struct, frozen=True, kw_only=True):
 
 def alone(job: BaselineJob, _folder: Path, report: process.Report) -> Measure:
     """Do the job."""
-    import torch
+    from learning.model import Learner
+    from learning.torch_engine import use_threads
+    from learning.trainer import Trainer, evaluate
 
-    from learning.data import read_labelled
-    from learning.model import Classifier
-    from learning.trainer import Trainer
-
-    torch.set_num_threads(job.threads)
-    classifier = Classifier(Path(job.base), job.task)
+    use_threads(job.threads)
+    learner = Learner(Path(job.base), job.task)
     trainer = Trainer(
-        classifier.engine,
-        classifier.encode(read_labelled(Path(job.train))),
+        learner.engine,
+        learner.shard(Path(job.train)),
         job.task.training,
         micro_batch=job.micro_batch,
         seed=job.seed,
     )
     trainer.run(job.steps, lambda step, loss: report(step, job.steps, loss))
-    return classifier.measure(read_labelled(Path(job.evaluation)))
+    return evaluate(learner.engine, learner.shard(Path(job.evaluation)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ def add_commands(commands: Any) -> None:
     demo.add_argument("--data", type=Path, help="labelled text: CSV, TSV, JSONL or Parquet")
     demo.add_argument("--text", help="column of the text (guessed)")
     demo.add_argument("--label", help="column of the label (guessed)")
+    demo.add_argument(
+        "--base", type=Path, help="folder made by `ffm model prepare` (MiniLM-L6 in NF4)"
+    )
     demo.add_argument("--adapter", choices=("lora", "prompt"), default="lora")
     demo.add_argument("--agents", type=_between(1, 64), default=4)
     demo.add_argument("--versions", type=_between(1, 1000), default=6)
     demo.add_argument(
-        "--alpha", type=float, default=0.3, help="Dirichlet; smaller is less alike (0.3)"
+        "--alpha", type=_positive, default=0.3, help="Dirichlet; smaller is less alike (0.3)"
     )
     demo.add_argument("--seed", type=_between(0, 2**31 - 1), default=0)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
@@ -29,6 +33,16 @@ def add_commands(commands: Any) -> None:
     demo.add_argument("--port", type=_between(0, 65535), default=0, help="0: a free one")
     demo.add_argument("--json", action="store_true", help="print report.json at the end")
     demo.set_defaults(run=_demo)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return number
 
 
 def _between(low: int, high: int) -> Any:

@@ -16,7 +16,7 @@ import msgspec
 
 from ffm_common.errors import FleetStalled, PortBusy
 from ffm_common.seeds import derive
-from ffm_common.task import Adapter, AdapterKind, Training
+from ffm_common.task import Adapter, AdapterKind, Task, Training
 from fleet import report as reports
 from fleet.baseline import BaselineJob
 from fleet.layout import FEDERATION, Layout, Member
@@ -28,18 +28,20 @@ from fleet.table import Screen
 from hub.broker import find_mosquitto
 from hub.ledger import VersionRow, read_versions
 from learning import adapter as adapters
-from learning import base
+from learning import base, planning
 from learning.data import Example, label_names, load_labelled, require_labels
 from learning.process import Worker
 from learning.trainer import Measure
 from profiles import profile as profiles
 from profiles.limits import Limits
+from quantization.updates.codec import bits_of
 
 _PROFILES = ("rpi4-4gb", "rpi5-8gb", "jetson-orin-nano-8gb", "laptop-cpu")
 _PER_AREA = 300
 _TEST, _PUBLIC_PER_LABEL = 400, 10
 _PUBLIC_STEPS = 8
 _DEADLINE_S = 240.0
+_CODEC = "int8"
 _PATIENCE_S = 300.0
 _LOOK_S = 0.5
 
@@ -51,6 +53,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     data, text, label
         Own labelled text and its columns; None: docstrings of this machine's Python.
+    base
+        Own prepared base; None: MiniLM-L6 is prepared in `out`.
     adapter
         LoRA or soft prompt.
     agents, versions
@@ -70,6 +74,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     data: Path | None
     text: str | None
     label: str | None
+    base: Path | None
     adapter: AdapterKind
     agents: int
     versions: int
@@ -86,19 +91,23 @@ def run(options: Options) -> Report:
 
     Raises
     ------
-    DataError, PathUnwritable, PortBusy, FleetStalled
+    DataError, ModelError, PathUnwritable, FolderBusy, PortBusy, FleetStalled
         Each with its code; nothing is left running.
     """
     started = time.monotonic()
-    layout = Layout(options.out)
-    with Screen() as screen:
+    layout = Layout(options.out, base=options.base)
+    with contextlib.ExitStack() as stack:
+        screen = stack.enter_context(Screen())
+        if options.base is not None:
+            base.verify(options.base)
         parts = _deal(options, layout, screen)
         port = _port(options.port)
-        layout.clear()
+        stack.callback(layout.clear().close)
         members = _members(options.agents)
         layout.write_data(parts, members)
-        screen.say("quantizing the base model (MiniLM-L6, NF4)")
-        base.prepare(base.bundled_minilm(), layout.base)
+        if options.base is None:
+            screen.say("quantizing the base model (MiniLM-L6, NF4)")
+            base.prepare(base.bundled_minilm(), layout.base)
         adapter, training = _settings(options)
         layout.write_configs(
             members,
@@ -109,9 +118,16 @@ def run(options: Options) -> Report:
             versions=options.versions,
             deadline_s=_DEADLINE_S,
             public_steps=_PUBLIC_STEPS,
+            codec=_CODEC,
             seed=options.seed,
         )
-        fleet = _Fleet(layout, members, port, options.versions, screen)
+        task = Task(
+            labels=tuple(label_names(parts.public + parts.test)),
+            adapter=adapter,
+            training=training,
+            seed=options.seed,
+        )
+        fleet = _Fleet(layout, members, task, screen, port=port, versions=options.versions)
         versions = fleet.run()
         shutil.copytree(layout.version(versions[-1].version), layout.adapter)
         baselines = (
@@ -192,10 +208,17 @@ class _Fleet:
     """The running processes, watched until the last version is there."""
 
     def __init__(
-        self, layout: Layout, members: list[Member], port: int, versions: int, screen: Screen
+        self,
+        layout: Layout,
+        members: list[Member],
+        task: Task,
+        screen: Screen,
+        *,
+        port: int,
+        versions: int,
     ) -> None:
-        self._layout, self._members, self._port = layout, members, port
-        self._last, self._screen = versions, screen
+        self._layout, self._members, self._task = layout, members, task
+        self._port, self._last, self._screen = port, versions, screen
         self._gone: set[str] = set()
         self.events: list[str] = []
 
@@ -204,6 +227,8 @@ class _Fleet:
         with contextlib.ExitStack() as stack:
             hub = self._start("hub", ["hub", "run", "--config", str(self._layout.hub_config)])
             stack.callback(hub.stop)
+            # One machine, one measurement, while the hub makes version 0.
+            self._calibrate()
             agents = []
             for member in self._members:
                 config = self._layout.agent(member.id) / "agent.toml"
@@ -215,6 +240,24 @@ class _Fleet:
             versions = self._watch(hub, agents, observer)
             hub.wait(_PATIENCE_S / 10)
             return versions
+
+    def _calibrate(self) -> None:
+        """Measure each way in which the agents will train here, so that no two measure at once."""
+        base_folder, task = self._layout.base, self._task
+        asked = planning.demand(base_folder, task, bits_of(_CODEC))
+        for member in self._members:
+            limits = Limits.of(profiles.load(member.profile))
+            key = planning.calibration_key(base_folder, task, limits)
+            if planning.kept(self._layout.calibration, key) is None:
+                self._screen.say("measuring this machine with a few small steps")
+                work = self._layout.out / "probe"
+                probe = planning.Probe(base_folder, task, asked, work=work, limits=limits)
+                try:
+                    while not probe.poll():
+                        time.sleep(_LOOK_S / 5)
+                    planning.keep(self._layout.calibration, key, probe.calibrations())
+                finally:
+                    probe.close()
 
     def _start(self, name: str, arguments: list[str]) -> Child:
         return Child(name, arguments, self._layout.logs / f"{name}.log")
@@ -289,7 +332,7 @@ def _baselines(
                 train=str(path.resolve()),
                 evaluation=str(layout.test.resolve()),
                 steps=steps,
-                micro_batch=profile.batch,
+                micro_batch=training.batch_size,
                 threads=1,
                 seed=derive(options.seed, name, "alone"),
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 from federation import messages
 from federation.messages import AgentState, HubState
 from federation.session import Received, Session
@@ -25,7 +27,8 @@ class Observer:
         self._session = Session(
             host,
             port,
-            f"{federation}..observer",
+            # There may be many: a broker ends the older of two sessions of one name.
+            f"{federation}..observer-{secrets.token_hex(4)}",
             subscriptions=[self._topics.hub_state, self._topics.agent_state_of_all],
         )
         self.hub: HubState | None = None

@@ -21,7 +21,8 @@ class Screen:
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(stderr=True)
+        # No markup: an error's code in brackets is no style, and a stray one would end the run.
+        self._console = Console(stderr=True, markup=False, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._terminal = sys.stderr.isatty()
         self._told = 0
@@ -41,7 +42,8 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print a line above the table."""
-        self._console.print(line, markup=False, highlight=False)
+        # No wrapping: a path or a command must be whole to be copied.
+        self._console.print(line, soft_wrap=True)
 
     def show(
         self,
@@ -71,7 +73,7 @@ def _tables(
     people = Table(title="agents", title_justify="left")
     for name in ("agent", "profile", "state", "step", "loss"):
         people.add_column(name)
-    for name in ("supervisor MB", "worker MB", "kB up", "kB down"):
+    for name in ("s/step (plan)", "worker MB (plan)", "supervisor MB", "kB up", "kB down"):
         people.add_column(name, justify="right")
     for name, state in sorted(agents.items()):
         people.add_row(
@@ -80,8 +82,9 @@ def _tables(
             state.status + (f": {state.detail[:40]}" if state.detail else ""),
             f"{state.step}/{state.steps}",
             "" if state.loss is None else f"{state.loss:.3f}",
+            f"{state.step_s:.2f} ({state.planned_step_s:.2f})",
+            f"{state.worker_memory_mb:.0f} ({state.planned_memory_mb:.0f})",
             f"{state.memory_mb:.0f}",
-            f"{state.worker_memory_mb:.0f}",
             f"{state.sent_bytes / 1e3:.0f}",
             f"{state.received_bytes / 1e3:.0f}",
         )

@@ -17,6 +17,8 @@ from ffm_common.errors import UpdateInvalid
 from ffm_common.tensors import Array, Tensors, add, spec_digest
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+# No weight of a model that works comes near; below it, no product leaves the range of float32.
+_LARGEST = 1e15
 
 
 class Contribution(msgspec.Struct, frozen=True):
@@ -47,7 +49,7 @@ def aggregate(version: Tensors, contributions: Mapping[str, Contribution]) -> Ag
     Raises
     ------
     UpdateInvalid
-        There is none, or one has other names or shapes.
+        There is none, or one has other names or shapes, or values that do not stay finite.
     """
     if not contributions:
         raise UpdateInvalid("no update to aggregate")
@@ -57,7 +59,7 @@ def aggregate(version: Tensors, contributions: Mapping[str, Contribution]) -> Ag
         if spec_digest(contributions[name].delta) != spec:
             raise UpdateInvalid(f"update of {name} has other names or shapes")
     weights = example_weights([contributions[name].examples for name in names])
-    held = [add(version, contributions[name].delta) for name in names]
+    held = [hold(version, contributions[name].delta, name) for name in names]
     result: dict[str, Array] = {}
     lost, whole = 0.0, 0.0
     for key in sorted(version):
@@ -74,6 +76,22 @@ def aggregate(version: Tensors, contributions: Mapping[str, Contribution]) -> Ag
             result[key] = np.asarray(mean, dtype=np.float32)
     ordered = {key: result[key] for key in sorted(result)}
     return Aggregate(ordered, lost / whole if whole else 0.0)
+
+
+def hold(version: Tensors, delta: Tensors, agent: str) -> dict[str, Array]:
+    """Give what an agent holds: the version it started from and its update.
+
+    Raises
+    ------
+    UpdateInvalid
+        A value is not finite or absurdly large; it would spoil everybody's mean.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = add(version, delta)
+    for key, array in held.items():
+        if not (np.abs(array) <= _LARGEST).all():
+            raise UpdateInvalid(f"update of {agent}: {key} is not finite, or beyond any use")
+    return held
 
 
 def example_weights(examples: list[int]) -> list[float]:
@@ -115,15 +133,19 @@ def mean_product(
     q_b, r_b = np.linalg.qr(stacked_b)
     q_a, r_a = np.linalg.qr(stacked_a.T)
     u, s, vt = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    # The sign of a singular pair is free; fix it, so that columns do not flip between versions.
-    signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])])
-    signs[signs == 0] = 1
     kept = min(rank, s.size)
+    left, right = q_b @ u[:, :kept], vt[:kept] @ q_a.T
+    # The sign of a singular pair is free; fix it, so that columns do not flip between versions.
+    signs = np.where(left[np.abs(left).argmax(axis=0), np.arange(kept)] < 0, -1.0, 1.0)
     root = np.sqrt(s[:kept])
+    # A direction without energy keeps a row in A, of the usual length, and a zero column in B:
+    # were both zero, no gradient would ever reach either of them again.
+    idle = s[:kept] <= s[0] * max(r_b.shape[0], r_a.shape[0]) * np.finfo(np.float64).eps
+    usual = np.sqrt((stacked_a**2).sum() / len(stacked_a))
     new_b = np.zeros((b[0].shape[0], rank))
     new_a = np.zeros((rank, a[0].shape[1]))
-    new_b[:, :kept] = (q_b @ (u * signs)[:, :kept]) * root
-    new_a[:kept] = root[:, None] * ((vt[:kept] * signs[:kept, None]) @ q_a.T)
+    new_b[:, :kept] = left * (signs * np.where(idle, 0.0, root))
+    new_a[:kept] = right * (signs * np.where(idle, usual, root))[:, None]
     energy = s**2
     return (
         new_a.astype(np.float32),

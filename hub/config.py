@@ -9,12 +9,16 @@ import msgspec
 
 from ffm_common import config
 from ffm_common.config import Config
+from ffm_common.errors import ConfigInvalid, UpdateInvalid
 from ffm_common.task import Adapter, Training
+from quantization.updates import codec
 
-Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,63}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+# Bounded: what is announced to the agents must be a number, and infinity is none in JSON.
+_YEAR_S = 366 * 86400
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=_YEAR_S)]
 
 
 class BrokerChoice(Config, frozen=True, kw_only=True):
@@ -57,7 +61,7 @@ class Versions(Config, frozen=True, kw_only=True):
     buffer: Positive = 4
     min_updates: Positive = 1
     deadline_s: Seconds = 600.0
-    grace_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S)] = 10.0
     exit_when_done: bool = False
 
 
@@ -124,6 +128,11 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
 def load(path: Path) -> Located:
     """Read hub.toml; ConfigError leaves name the file and key at fault."""
     found = config.load(path, HubConfig)
+    for key in ("codec_up", "codec_down"):
+        try:
+            codec.by_name(getattr(found, key))
+        except UpdateInvalid as error:
+            raise ConfigInvalid(f"{path}: {key}: {error.message}") from error
     home = path.resolve().parent
     return Located(
         config=found,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -98,12 +99,13 @@ class Ledger:
     Raises
     ------
     PathUnwritable
-        The file cannot be opened.
+        The file cannot be opened, or not written.
     LedgerBroken
-        It is no ledger, or SQLite finds it corrupt.
+        It is no ledger, or SQLite finds it corrupt. Both may come at any later time, too.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
         except sqlite3.OperationalError as error:
@@ -114,9 +116,16 @@ class Ledger:
             # A receipt promises durability, so a commit must reach the disk before it returns.
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            self._db.close()
+            raise PathUnwritable(f"cannot write {path}: {error}") from error
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise LedgerBroken(f"{path}: {error}") from error
+        if found != "ok":
+            self._db.close()
+            raise LedgerBroken(f"{path}: {' '.join(found.split())}")
 
     def close(self) -> None:
         """Close the file."""
@@ -124,80 +133,74 @@ class Ledger:
 
     def boot(self) -> int:
         """Count one more start of the hub and give the count."""
-        with self._db:
-            self._db.execute(
-                "INSERT INTO meta VALUES ('boot', '1') ON CONFLICT (key) "
-                "DO UPDATE SET value = CAST(value AS INTEGER) + 1"
-            )
+        self._execute(
+            "INSERT INTO meta VALUES ('boot', '1') ON CONFLICT (key) "
+            "DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+        )
         return int(self.pinned("boot") or 0)
 
     def pin(self, key: str, value: str) -> str:
         """Write `value` under `key` the first time; give what is there ever after."""
-        with self._db:
-            self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
+        self._execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
         return self.pinned(key) or value
 
     def pinned(self, key: str) -> str | None:
         """Give what is written under `key`, if anything is."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row["value"])
 
     def see(self, agent: str, profile: str) -> None:
         """Note that an agent is there."""
         now = time.time()
-        with self._db:
-            self._db.execute(
-                "INSERT INTO agents VALUES (?, ?, ?, ?) ON CONFLICT (id) "
-                "DO UPDATE SET last_seen = excluded.last_seen, profile = excluded.profile",
-                (agent, profile, now, now),
-            )
+        self._execute(
+            "INSERT INTO agents VALUES (?, ?, ?, ?) ON CONFLICT (id) "
+            "DO UPDATE SET last_seen = excluded.last_seen, profile = excluded.profile",
+            (agent, profile, now, now),
+        )
 
     def agents(self) -> list[str]:
         """List every agent ever seen, sorted."""
-        return [row["id"] for row in self._db.execute("SELECT id FROM agents ORDER BY id")]
+        return [row["id"] for row in self._execute("SELECT id FROM agents ORDER BY id")]
 
     def add_version(self, row: VersionRow) -> None:
         """Commit a version; from here on a restarted hub starts from it."""
         values = msgspec.structs.asdict(row)
         marks = ", ".join(f":{name}" for name in values)
-        with self._db:
-            self._db.execute(f"INSERT INTO versions VALUES ({marks})", values)  # noqa: S608 -- our own field names
+        self._execute(f"INSERT INTO versions VALUES ({marks})", values)  # noqa: S608 -- our own field names
 
     def versions(self) -> list[VersionRow]:
         """List all versions, oldest first."""
-        rows = self._db.execute("SELECT * FROM versions ORDER BY version")
+        rows = self._execute("SELECT * FROM versions ORDER BY version")
         return [VersionRow(**dict(row)) for row in rows]
 
     def latest(self) -> VersionRow | None:
         """Give the newest version, if there is one."""
-        row = self._db.execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").fetchone()
+        row = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").fetchone()
         return None if row is None else VersionRow(**dict(row))
 
     def add_update(self, row: UpdateRow) -> bool:
         """Count an update; False if this agent already has one in this version."""
         values = msgspec.structs.asdict(row)
         marks = ", ".join(f":{name}" for name in values)
-        with self._db:
-            done = self._db.execute(f"INSERT OR IGNORE INTO updates VALUES ({marks})", values)  # noqa: S608
+        statement = f"INSERT INTO updates VALUES ({marks}) ON CONFLICT (agent, version) DO NOTHING"  # noqa: S608
+        done = self._execute(statement, values)
         return done.rowcount == 1
 
     def update_of(self, agent: str, version: int) -> UpdateRow | None:
         """Give the counted update of an agent for a version, if there is one."""
-        row = self._db.execute(
+        row = self._execute(
             "SELECT * FROM updates WHERE agent = ? AND version = ?", (agent, version)
         ).fetchone()
         return None if row is None else UpdateRow(**dict(row))
 
     def updates(self, version: int) -> list[UpdateRow]:
         """List the counted updates made from a version, by agent."""
-        rows = self._db.execute(
-            "SELECT * FROM updates WHERE version = ? ORDER BY agent", (version,)
-        )
+        rows = self._execute("SELECT * FROM updates WHERE version = ? ORDER BY agent", (version,))
         return [UpdateRow(**dict(row)) for row in rows]
 
     def traffic(self, version: int) -> Traffic:
         """Give what has been spent on `version`, which is in the making."""
-        row = self._db.execute(
+        row = self._execute(
             "SELECT uplink_bytes, downlink_bytes, seconds FROM traffic WHERE version = ?",
             (version,),
         ).fetchone()
@@ -205,11 +208,23 @@ class Ledger:
 
     def set_traffic(self, version: int, traffic: Traffic) -> None:
         """Note what has been spent on `version` so far, so that a restart does not forget it."""
-        with self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?)",
-                (version, traffic.uplink_bytes, traffic.downlink_bytes, traffic.seconds),
-            )
+        self._execute(
+            "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?)",
+            (version, traffic.uplink_bytes, traffic.downlink_bytes, traffic.seconds),
+        )
+
+    def _execute(
+        self, statement: str, values: Sequence[object] | Mapping[str, object] = ()
+    ) -> sqlite3.Cursor:
+        """Run one statement, which is one transaction; the disk may refuse it at any time."""
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise PathUnwritable(f"{self._path}: {error}") from error
+        except sqlite3.IntegrityError:
+            raise  # a bug of ours, not the disk's
+        except sqlite3.DatabaseError as error:
+            raise LedgerBroken(f"{self._path}: {error}") from error
 
 
 def read_versions(path: Path) -> list[VersionRow]:
@@ -220,7 +235,8 @@ def read_versions(path: Path) -> list[VersionRow]:
     sqlite3.Error
         There is no ledger yet.
     """
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as db:
         db.row_factory = sqlite3.Row
         rows = db.execute("SELECT * FROM versions ORDER BY version").fetchall()
         return [VersionRow(**dict(row)) for row in rows]

@@ -7,6 +7,7 @@ version it was in.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -40,13 +41,15 @@ from ffm_common.errors import (
     WorkerFailed,
 )
 from ffm_common.files import make_folder, sync_folder
+from ffm_common.lock import FolderLock
 from ffm_common.seeds import derive
 from ffm_common.task import Task
 from ffm_common.tensors import Tensors
 from hub.aggregation import Contribution, aggregate
 from hub.broker import Broker
 from hub.config import Located
-from hub.ledger import Ledger, Traffic, UpdateRow, VersionRow
+from hub.ledger import Ledger, UpdateRow, VersionRow
+from hub.meter import Meter
 from hub.rounds import Round
 from hub.worker import ADAPTER, BLOB, VersionJob, VersionResult
 from learning import adapter, base
@@ -59,8 +62,8 @@ from quantization.updates.container import shapes_of, unpack
 log = logging.getLogger("ffm.hub")
 
 _TICK_S = 0.2
-_TRAFFIC_S = 5.0
 _FAREWELL_S = 20.0
+_REUNION_S = 45.0
 _ATTEMPTS = 3
 _KEEP_VERSIONS = 20
 _MAX_UPDATE_BYTES = 1 << 30
@@ -78,7 +81,7 @@ class Hub:
 
     Raises
     ------
-    ModelMissing, ModelDigest, DataError, ProfileUnknown, LedgerBroken, PathUnwritable
+    ModelMissing, ModelDigest, DataError, ProfileUnknown, LedgerBroken, PathUnwritable, FolderBusy
         What it needs is not there; nothing has been started.
     """
 
@@ -89,8 +92,13 @@ class Hub:
         self._profile = profiles.load(self._config.profile)
         self._task = _task(located)
         self._folder = make_folder(located.folder)
-        self._ledger = Ledger(self._folder / "ledger.db")
-        self._check_same_federation()
+        with contextlib.ExitStack() as undo:
+            self._lock = FolderLock(self._folder)
+            undo.callback(self._lock.close)
+            self._ledger = Ledger(self._folder / "ledger.db")
+            undo.callback(self._ledger.close)
+            self._check_same_federation()
+            undo.pop_all()
         self._boot = self._ledger.boot()
         self._store = BlobStore(self._folder / "blobs")
         self._topics = Topics(self._config.federation)
@@ -104,6 +112,7 @@ class Hub:
         )
         self._session: Session
         self._receiver: UploadReceiver
+        self._meter: Meter
         self._version: VersionRow | None = self._ledger.latest()
         self._tensors: Tensors = {}
         self._round = Round(self._config.versions, (), ())
@@ -112,10 +121,8 @@ class Hub:
         self._failures = 0
         self._boots: dict[str, int] = {}
         self._present: dict[str, AgentState] = {}
-        self._traffic_base = Traffic()
-        self._traffic_from = (0, 0, time.monotonic())
-        self._traffic_saved = 0.0
         self._finished_at: float | None = None
+        self._farewell: list[str] = []
         self._stopping = False
 
     def stop(self) -> None:
@@ -124,10 +131,14 @@ class Hub:
 
     def run(self) -> None:
         """Serve until `stop`, or until the last version is fetched if so configured."""
-        self._broker.start()
-        log.info("broker: %s at %s:%d", self._broker.kind, self._broker.host, self._broker.port)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._lock.close)
+            stack.callback(self._ledger.close)
+            stack.callback(self._broker.stop)
+            self._broker.start()
+            log.info("broker: %s at %s:%d", self._broker.kind, self._broker.host, self._broker.port)
             self._connect()
+            stack.callback(self._leave)
             self._resume()
             while not self._stopping and not self._farewell_over():
                 event = self._session.next(_TICK_S)
@@ -135,18 +146,12 @@ class Hub:
                     self._on_event(event)
                     event = self._session.next(0)
                 now = time.monotonic()
+                self._tend_broker()
                 self._receiver.tick(now)
                 self._tend_worker()
                 self._close_version(now)
-                self._save_traffic(now)
+                self._meter.tick(now)
                 self._announce()
-            self._publish_state(msgspec.structs.replace(self._state, status="left"))
-            self._session.close()
-        finally:
-            if self._worker is not None:
-                self._worker.close()
-            self._ledger.close()
-            self._broker.stop()
 
     # -- start ----------------------------------------------------------------------------------
 
@@ -154,7 +159,6 @@ class Hub:
         """Refuse a state folder that was made for another task or base."""
         mine = msgspec.json.encode((self._base.digest, self._task)).decode()
         if self._ledger.pin("federation", mine) != mine:
-            self._ledger.close()
             raise LedgerBroken(
                 f"{self._folder} belongs to a federation with another base, labels or training",
                 remedy="restore that configuration, or name another folder in hub.toml",
@@ -178,18 +182,29 @@ class Hub:
             max_bytes=_MAX_UPDATE_BYTES,
         )
 
+    def _leave(self) -> None:
+        """End what the loop has started."""
+        if self._worker is not None:
+            self._worker.close()
+        self._publish_state(msgspec.structs.replace(self._state, status="left"))
+        self._session.close()
+
     def _resume(self) -> None:
         """Carry on from the last version in the ledger, or have the first one made."""
         if self._version is None:
             log.info("no version yet: making version 0")
-            self._open_traffic(0)
+            self._meter = Meter(self._ledger, self._session, 0)
             self._make_version(0, None)
             return
         log.info("carrying on from version %d", self._version.version)
-        self._open_version(self._version)
+        # Agents were cut off, too: their longest pause between two attempts may have just begun.
+        self._open_version(self._version, patience=_REUNION_S)
 
-    def _open_version(self, row: VersionRow) -> None:
-        """Publish a version and collect the updates made from it."""
+    def _open_version(self, row: VersionRow, *, patience: float = 0.0) -> None:
+        """Publish a version and collect the updates made from it.
+
+        Agents that are not there count as lost `patience` seconds from now.
+        """
         self._version = row
         self._tensors = adapter.load_tensors(self._adapter_folder(row.version))
         counted = self._ledger.updates(row.version)
@@ -198,15 +213,14 @@ class Hub:
         )
         now = time.monotonic()
         for agent in self._ledger.agents():
-            if agent in self._present:
-                self._round.arrive(agent, now)
-            else:
-                self._round.vanish(agent, now)
-        self._open_traffic(row.version + 1)
+            self._expect(agent, now, patience)
+        self._meter = Meter(self._ledger, self._session, row.version + 1)
         last = self._config.versions.count
         finished = bool(last) and row.version >= last
         if finished:
             self._finished_at = now
+            # Right after a restart nobody is there yet: then all who ever were are waited for.
+            self._farewell = sorted(self._present) or self._ledger.agents()
         self._set("finished" if finished else "open", row.version)
         self._publish_manifest()
 
@@ -222,10 +236,6 @@ class Hub:
                 self._publish_manifest()
             case Disconnected(reason=reason):
                 log.warning("lost the broker (%s); reconnecting", reason)
-                if self._broker.kind != "external" and not self._broker.alive():
-                    log.warning("the broker has died; starting it again")
-                    self._broker.stop()
-                    self._broker.start()
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)
@@ -233,6 +243,14 @@ class Hub:
                     log.warning("%s", error.line())
             case _:
                 pass
+
+    def _tend_broker(self) -> None:
+        """Start a broker of ours again that has died."""
+        if self._session.connected or self._broker.kind == "external" or self._broker.alive():
+            return
+        log.warning("the broker has died; starting it again")
+        self._broker.stop()
+        self._broker.start()
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         route = self._topics.parse(topic)
@@ -253,20 +271,36 @@ class Hub:
                 raise MessageInvalid(f"{other} is not for the hub")
 
     def _on_state(self, agent: str, state: AgentState) -> None:
-        if state.boot < self._boots.get(agent, 0):
-            return  # the last will of an earlier life
+        gone = state.status in {"lost", "left"}
+        before = self._boots.get(agent, 0)
+        if state.boot < before:
+            if gone:
+                return  # the last will of an earlier life
+            log.warning(
+                "agent %s counts its starts anew (%d after %d): its state folder is new, or two "
+                "devices share the id",
+                agent,
+                state.boot,
+                before,
+            )
         self._boots[agent] = state.boot
-        now = time.monotonic()
-        if state.status in {"lost", "left"}:
+        if gone:
             if self._present.pop(agent, None) is not None:
                 log.warning("agent %s %s", agent, state.status)
-            self._round.vanish(agent, now)
-            return
-        if agent not in self._present:
-            log.info("agent %s is there (%s)", agent, state.profile)
-            self._ledger.see(agent, state.profile)
-        self._present[agent] = state
-        self._round.arrive(agent, now)
+        else:
+            if agent not in self._present:
+                log.info("agent %s is there (%s)", agent, state.profile)
+                self._ledger.see(agent, state.profile)
+            self._present[agent] = state
+        self._expect(agent, time.monotonic())
+
+    def _expect(self, agent: str, now: float, patience: float = 0.0) -> None:
+        """Tell the round whether an agent may still deliver; one that failed or pauses may not."""
+        state = self._present.get(agent)
+        if state is None or state.status in {"failed", "paused"}:
+            self._round.vanish(agent, now + patience)
+        else:
+            self._round.arrive(agent, now)
 
     # -- updates --------------------------------------------------------------------------------
 
@@ -281,7 +315,12 @@ class Hub:
                 code="already-counted",
                 why=f"another update of {agent} is counted for version {offer.version}",
             )
-        if self._version is None or offer.version != self._version.version or self._worker:
+        if (
+            self._version is None
+            or offer.version != self._version.version
+            or self._finished_at is not None
+            or self._ledger.pinned(f"closed/{offer.version}") is not None
+        ):
             return Reject(
                 digest=offer.digest,
                 code="version-closed",
@@ -305,7 +344,7 @@ class Hub:
         try:
             header, _ = unpack(blob, shapes_of(self._tensors), base=self._base.digest)
             if header.kind != "update" or header.version != offer.version:
-                raise UpdateInvalid(f"a {header.kind} of version {header.version}")
+                raise UpdateInvalid(f"{header.kind} of version {header.version} in its place")
         except UpdateInvalid as error:
             log.warning("update of %s refused: %s", agent, error.message)
             return Reject(digest=offer.digest, code=error.code, why=error.message)
@@ -414,7 +453,7 @@ class Hub:
         shutil.rmtree(target, ignore_errors=True)
         (work / ADAPTER).rename(target)
         sync_folder(target.parent)
-        traffic = self._traffic()
+        spent = self._meter.spent()
         row = VersionRow(
             version=version,
             blob=digest,
@@ -424,9 +463,9 @@ class Hub:
             updates=self._round.delivered if version else 0,
             closed_because=self._ledger.pinned(f"closed/{version - 1}") or "start",
             tail=self._tail,
-            uplink_bytes=traffic.uplink_bytes,
-            downlink_bytes=traffic.downlink_bytes,
-            seconds=traffic.seconds,
+            uplink_bytes=spent.uplink_bytes,
+            downlink_bytes=spent.downlink_bytes,
+            seconds=spent.seconds,
             created=time.time(),
         )
         self._ledger.add_version(row)
@@ -489,35 +528,13 @@ class Hub:
     def _publish_state(self, state: HubState) -> None:
         self._session.publish(self._topics.hub_state, messages.encode(state), retain=True)
 
-    # -- bytes and time -------------------------------------------------------------------------
-
-    def _open_traffic(self, version: int) -> None:
-        self._traffic_base = self._ledger.traffic(version)
-        self._traffic_from = (
-            self._session.received_bytes,
-            self._session.sent_bytes,
-            time.monotonic(),
-        )
-
-    def _traffic(self) -> Traffic:
-        up, down, since = self._traffic_from
-        return Traffic(
-            uplink_bytes=self._traffic_base.uplink_bytes + self._session.received_bytes - up,
-            downlink_bytes=self._traffic_base.downlink_bytes + self._session.sent_bytes - down,
-            seconds=self._traffic_base.seconds + time.monotonic() - since,
-        )
-
-    def _save_traffic(self, now: float) -> None:
-        if self._version is not None and now >= self._traffic_saved + _TRAFFIC_S:
-            self._traffic_saved = now
-            self._ledger.set_traffic(self._version.version + 1, self._traffic())
-
     def _farewell_over(self) -> bool:
         """Tell whether the last version is where it should be and the hub may end."""
         if self._finished_at is None or not self._config.versions.exit_when_done:
             return False
         last = self._state.version
-        everyone = all(state.version >= last for state in self._present.values())
+        here = self._present
+        everyone = all(agent in here and here[agent].version >= last for agent in self._farewell)
         return everyone or time.monotonic() - self._finished_at > _FAREWELL_S
 
 

@@ -60,39 +60,36 @@ class VersionResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_version(job: VersionJob, folder: Path, report: process.Report) -> VersionResult:
     """Do the job; leaves the container and a PEFT adapter folder beside it."""
-    import torch
-
     from ffm_common.tensors import load
     from learning import adapter
-    from learning.data import read_labelled
-    from learning.model import Classifier
-    from learning.trainer import Trainer
+    from learning.model import Learner
+    from learning.torch_engine import use_threads
+    from learning.trainer import Trainer, evaluate
     from quantization.updates.container import pack, shapes_of, unpack
 
-    torch.set_num_threads(job.threads)
+    use_threads(job.threads)
     started = time.monotonic()
     task = job.task
-    classifier = Classifier(Path(job.base), task)
+    learner = Learner(Path(job.base), task)
     public_loss = None
     if job.candidate is not None:
-        classifier.engine.write(load(Path(job.candidate)))
+        learner.engine.write(load(Path(job.candidate)))
     if job.candidate is not None and job.steps:
-        public = read_labelled(Path(job.train), text=job.text, label=job.label)
         training = msgspec.structs.replace(
             task.training,
             learning_rate=task.training.learning_rate * job.rate_scale,
             head_learning_rate=task.training.head_learning_rate * job.rate_scale,
         )
         trainer = Trainer(
-            classifier.engine,
-            classifier.encode(public),
+            learner.engine,
+            learner.shard(Path(job.train), text=job.text, label=job.label),
             training,
             micro_batch=training.batch_size,
             seed=job.seed,
         )
         losses = trainer.run(job.steps, lambda step, loss: report(step, job.steps, loss))
         public_loss = sum(losses) / len(losses)
-    trained = classifier.engine.read()
+    trained = learner.engine.read()
     blob = pack(
         trained,
         kind="version",
@@ -102,13 +99,13 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
         seed=job.seed,
     )
     _, state = unpack(blob, shapes_of(trained), base=job.base_digest)
-    classifier.engine.write(state)
-    held_out = read_labelled(Path(job.evaluation), text=job.text, label=job.label)
-    measure = classifier.measure(held_out)
+    learner.engine.write(state)
+    held_out = learner.shard(Path(job.evaluation), text=job.text, label=job.label)
+    measure = evaluate(learner.engine, held_out)
     write_atomic(folder / BLOB, blob)
-    classifier.engine.save_config(folder / ADAPTER)
+    learner.engine.save_config(folder / ADAPTER)
     card = adapter.Card(
-        base=str(classifier.folder.resolve()),
+        base=str(learner.folder.resolve()),
         base_digest=job.base_digest,
         version=job.version,
         task=task,

@@ -15,13 +15,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from ffm_common.errors import ExtraMissing, ModelDigest, ModelMissing
+from ffm_common.errors import ExtraMissing, ModelDigest, ModelMissing, PathUnwritable
 from ffm_common.files import make_folder, sha256_file, write_atomic
+from ffm_common.task import Task
 
 Weights = Literal["nf4", "fp32"]
 _MANIFEST = "base.json"
-# Small, and sensitive: the pooler, and the head that is trained (it has no weights yet).
-_UNQUANTIZED = ["pooler", "classifier"]
+_ENCODERS = {"bert"}
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
+# Small or sensitive: the pooler, the head that is trained (it has no weights yet), the scores.
+_UNQUANTIZED = ["pooler", "classifier", "lm_head"]
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,27 +54,20 @@ def prepare(source: Path, out: Path, weights: Weights = "nf4") -> Base:
     Raises
     ------
     ModelMissing
-        `source` is no model folder in Hugging Face format.
+        `source` is no model folder in Hugging Face format, with its weights in safetensors.
+    PathUnwritable
+        `out` cannot be written, or holds something that is no base.
     """
     if not (source / "config.json").is_file():
         raise ModelMissing(f"{source} holds no config.json")
+    _refuse_foreign(out)
     make_folder(out.parent)
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    from quantization.weights import nf4_config
-
-    _quiet()
-    options = {"quantization_config": nf4_config(keep=_UNQUANTIZED)} if weights == "nf4" else {}
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        try:
-            model = AutoModel.from_pretrained(str(source), dtype=torch.float32, **options)
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            raise ModelMissing(f"{source} cannot be loaded: {error}") from error
+        model, tokenizer = _load_source(source, weights)
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        _make_readable(part)
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         base = Base(
             digest=_digest(files), weights=weights, source=source.resolve().name, files=files
@@ -82,6 +78,44 @@ def prepare(source: Path, out: Path, weights: Weights = "nf4") -> Base:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return base
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Never replace a folder that is not a base: it would be somebody's files."""
+    if out.is_dir() and any(out.iterdir()) and not (out / _MANIFEST).is_file():
+        raise PathUnwritable(
+            f"{out} holds files that are no base model",
+            remedy="name a new folder, or one made by `ffm model prepare`",
+        )
+    if out.exists() and not out.is_dir():
+        raise PathUnwritable(f"{out} is a file", remedy="name a new folder")
+
+
+def _load_source(source: Path, weights: Weights) -> tuple[Any, Any]:
+    """Load model and tokenizer, the weights quantized if so wanted."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from quantization.weights import nf4_config
+
+    _quiet()
+    options = {"quantization_config": nf4_config(keep=_UNQUANTIZED)} if weights == "nf4" else {}
+    try:
+        # Safetensors alone: the older format is pickle, which runs what it holds.
+        model = AutoModel.from_pretrained(
+            str(source), dtype=torch.float32, use_safetensors=True, **options
+        )
+        return model, AutoTokenizer.from_pretrained(str(source))
+    except Exception as error:  # a broken folder makes transformers raise nearly anything
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelMissing(f"{source} cannot be loaded: {why}") from error
+
+
+def _make_readable(folder: Path) -> None:
+    """Give the modes of any other file: the temporary folder's are for one user alone."""
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def describe(folder: Path) -> Base:
@@ -114,22 +148,34 @@ def verify(folder: Path) -> Base:
     return base
 
 
-def load_classifier(folder: Path, labels: int) -> Any:
-    """Load the base with a fresh classifier head of `labels` outputs, frozen, on the CPU.
+def load_model(folder: Path, task: Task) -> Any:
+    """Load the base for a task, frozen, on the CPU.
 
-    The head's random start does not matter: it is part of every adapter and is overwritten.
+    A classifier gets a fresh head, whose random start does not matter: it is part of every adapter
+    and is overwritten. Dropout is off: its draws would make a resumed run another run, and an
+    adapter of low rank hardly needs it.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     from quantization.weights import keep_training_layout
 
     _quiet()
     base = describe(folder)
-    where = {"device_map": {"": "cpu"}} if base.weights == "nf4" else {}
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), num_labels=labels, dtype=torch.float32, **where
-    )
+    where: dict[str, Any] = {"device_map": {"": "cpu"}} if base.weights == "nf4" else {}
+    config = AutoConfig.from_pretrained(str(folder))
+    for name in _DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    kind = AutoModelForCausalLM
+    if task.kind == "classification":
+        config.num_labels = len(task.labels)
+        kind = AutoModelForSequenceClassification
+    model = kind.from_pretrained(str(folder), config=config, dtype=torch.float32, **where)
     if base.weights == "nf4":
         keep_training_layout(model)
     return model.requires_grad_(requires_grad=False)

@@ -10,36 +10,41 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ffm_common.errors import DataEmpty, DataLabels
 from learning.data import Example
-from learning.engine import Batch
+from learning.engine import IGNORED, Batch
+
+_TOKENIZED_AT_ONCE = 128
 
 
-class Encoded:
-    """A tokenized shard: token ids per example (cut to `max_length`) and label indices.
+class Shard:
+    """Tokenized examples.
 
-    Raises
-    ------
-    DataEmpty
-        No example has a label that the task knows; DataLabels if none does.
+    Parameters
+    ----------
+    ids
+        Token ids of each example, shape (length,).
+    targets
+        Label index of each example, shape (examples,); None for a language model.
+    pad
+        The id that fills up short examples.
+    skipped
+        How many examples were left out.
     """
 
     def __init__(
-        self, examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int
+        self,
+        ids: list[NDArray[np.int32]],
+        targets: NDArray[np.int64] | None,
+        pad: int,
+        skipped: int = 0,
     ) -> None:
-        if not examples:
-            raise DataEmpty("the shard holds no example")
-        index = {label: place for place, label in enumerate(labels)}
-        known = [example for example in examples if example.label in index]
-        if not known:
-            raise DataLabels(f"no example has a label of this task (one is {examples[0].label!r})")
-        self.skipped = len(examples) - len(known)
-        self.ids: list[list[int]] = tokenizer(
-            [example.text for example in known], truncation=True, max_length=max_length
-        )["input_ids"]
-        self.targets = np.array([index[example.label] for example in known], dtype=np.int64)
-        self.pad = int(tokenizer.pad_token_id)
+        self.ids = ids
+        self.targets = targets
+        self.pad = pad
+        self.skipped = skipped
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,4 +76,73 @@ class Encoded:
             length = len(self.ids[place])
             ids[row, :length] = self.ids[place]
             mask[row, :length] = 1
-        return Batch(ids, mask, self.targets[list(places)])
+        return Batch(ids, mask, self._targets(places, ids, mask))
+
+    def _targets(
+        self, places: Sequence[int], ids: NDArray[np.int64], mask: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        if self.targets is not None:
+            return self.targets[list(places)]
+        following = np.full_like(ids, IGNORED)
+        following[:, :-1] = np.where(mask[:, 1:] == 1, ids[:, 1:], IGNORED)
+        return following
+
+
+def labelled_shard(
+    examples: Sequence[Example], labels: Sequence[str], tokenizer: Any, max_length: int
+) -> Shard:
+    """Tokenize labelled texts, cut to `max_length` tokens; unknown labels are left out.
+
+    Raises
+    ------
+    DataEmpty, DataLabels
+        There is no example, or none has a label that the task knows.
+    """
+    if not examples:
+        raise DataEmpty("the shard holds no example")
+    index = {label: place for place, label in enumerate(labels)}
+    known = [example for example in examples if example.label in index]
+    if not known:
+        raise DataLabels(f"no example has a label of this task (one is {examples[0].label!r})")
+    ids = list(
+        _tokenize([e.text for e in known], tokenizer, truncation=True, max_length=max_length)
+    )
+    targets = np.array([index[example.label] for example in known], dtype=np.int64)
+    return Shard(ids, targets, int(tokenizer.pad_token_id), len(examples) - len(known))
+
+
+def text_shard(texts: Sequence[str], tokenizer: Any, max_length: int) -> Shard:
+    """Tokenize texts for a language model and pack them into examples of `max_length` tokens.
+
+    Texts follow each other, parted by the end-of-text token: nothing is cut and nothing padded
+    but the last example.
+
+    Raises
+    ------
+    DataEmpty
+        There are not two tokens to learn from.
+    """
+    end = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    parts = [
+        part for ids in _tokenize(texts, tokenizer, add_special_tokens=False) for part in (ids, end)
+    ]
+    stream = np.concatenate(parts) if parts else end[:0]
+    blocks = [stream[start : start + max_length] for start in range(0, len(stream), max_length)]
+    blocks = [block for block in blocks if len(block) > 1]
+    if not blocks:
+        raise DataEmpty("the shard holds no text")
+    pad = tokenizer.pad_token_id
+    return Shard(blocks, None, int(tokenizer.eos_token_id if pad is None else pad))
+
+
+def _tokenize(texts: Sequence[str], tokenizer: Any, **options: Any) -> Iterator[NDArray[np.int32]]:
+    """Give the ids of each text; a few at a time, since what a tokenizer returns is 50 times fat."""
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        encoded = tokenizer(
+            list(texts[start : start + _TOKENIZED_AT_ONCE]),
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            **options,
+        )
+        for ids in encoded["input_ids"]:
+            yield np.array(ids, dtype=np.int32)

@@ -49,10 +49,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _infer(arguments: argparse.Namespace) -> int:
-    from learning.model import Classifier
+    from learning.model import Learner
 
-    classifier = Classifier.load(arguments.adapter, arguments.base)
-    answers = classifier.answer(arguments.text)
+    answers = Learner.load(arguments.adapter, arguments.base).answer(arguments.text)
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(answers).decode() + "\n")
     else:
@@ -62,11 +61,12 @@ def _infer(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from learning.data import read_labelled
-    from learning.model import Classifier
+    from learning.model import Learner
+    from learning.trainer import evaluate
 
-    examples = read_labelled(arguments.data, text=arguments.text, label=arguments.label)
-    measure = Classifier.load(arguments.adapter, arguments.base).measure(examples)
+    learner = Learner.load(arguments.adapter, arguments.base)
+    shard = learner.shard(arguments.data, text=arguments.text, label=arguments.label)
+    measure = evaluate(learner.engine, shard)
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(measure).decode() + "\n")
     else:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 
-from ffm_common.errors import DataEmpty, DataLabels
+from ffm_common.errors import DataColumns, DataEmpty, DataLabels
 from ffm_common.files import write_atomic
 from learning.columns import Columns, choose_columns
-from learning.tables import Row, open_table
+from learning.tables import Row, open_table, read_plain
 
 MAX_TEXT_CHARACTERS = 20_000
+END_OF_TEXT = "<|endoftext|>"
 _SAMPLE_ROWS = 1000
 
 _log = logging.getLogger(__name__)
@@ -110,6 +111,34 @@ def read_labelled(
     found = load_labelled(path, text=text, label=label)
     _log.info("%s: %s", path, found.describe())
     return found.examples
+
+
+def read_texts(path: Path, *, text: str | None = None) -> list[str]:
+    """Read the texts of `path` for a language model.
+
+    A ``.txt`` file holds documents parted by lines of ``<|endoftext|>``; without any it is one
+    document. Of a table (CSV, TSV, JSONL, Parquet) the column `text` is taken.
+
+    Raises
+    ------
+    DataMissing, DataEmpty, DataFormat, DataColumns
+        Each says what is wrong and where.
+    """
+    if path.suffix.lower() == ".txt":
+        documents = read_plain(path).split(END_OF_TEXT)
+        found = [document.strip() for document in documents]
+    else:
+        table = open_table(path)
+        column = text or "text"
+        names = table.names or tuple(cell or "" for cell in next(table.rows, ()))
+        if column not in names:
+            raise DataColumns(f"{path} has no column {column!r}, it has {', '.join(names)}")
+        at = names.index(column)
+        found = [(row[at] or "").strip() for row in table.rows if len(row) > at]
+    found = [document for document in found if document]
+    if not found:
+        raise DataEmpty(f"{path} holds no text")
+    return found
 
 
 def label_names(examples: Iterable[Example]) -> list[str]:

@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 
 from ffm_common.tensors import Array, Tensors
 
+IGNORED = -100
+"""The target of a position that is not scored."""
+SCORED_AT_ONCE = 64
+"""How many positions of a language model have scores in memory together."""
+
 
 class Batch(msgspec.Struct, frozen=True):
     """Padded examples.
@@ -25,15 +30,26 @@ class Batch(msgspec.Struct, frozen=True):
     mask
         1 where there is a token, 0 where there is padding; int64, shape (batch, length).
     targets
-        Label indices, int64, shape (batch,).
+        int64. Classification: label indices, shape (batch,). Language model: the id of the token
+        that follows each position, or `IGNORED`; shape (batch, length).
     """
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
     targets: NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return int(self.targets.size)
+    @property
+    def scored(self) -> int:
+        """How many targets the mean loss is taken over."""
+        return int((self.targets != IGNORED).sum())
+
+
+class Score(msgspec.Struct, frozen=True):
+    """Sum of cross-entropies (nats), and how many of the targets scored were hit."""
+
+    loss: float
+    right: int
+    scored: int
 
 
 class Engine(Protocol):
@@ -48,5 +64,22 @@ class Engine(Protocol):
     def gradients(self, batch: Batch) -> tuple[float, dict[str, Array]]:
         """Give the batch's mean cross-entropy (nats) and its gradient by tensor."""
 
+    def score(self, batch: Batch) -> Score:
+        """Measure the adapter on a batch, in inference mode."""
+
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
-        """Give the scores of each label, shape (batch, labels), in inference mode."""
+        """Give a classifier's scores of each label, shape (batch, labels), in inference mode."""
+
+
+def score_of(logits: Array, targets: NDArray[np.int64]) -> Score:
+    """Score logits of shape (targets, outputs) against target indices, shape (targets,)."""
+    chances = softmax(logits)
+    hit = chances[np.arange(len(targets)), targets]
+    loss = -float(np.log(np.maximum(hit, np.finfo(np.float64).tiny)).sum())
+    return Score(loss, int((chances.argmax(axis=1) == targets).sum()), len(targets))
+
+
+def softmax(logits: Array) -> NDArray[np.float64]:
+    """Give probabilities along the last axis, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

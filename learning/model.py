@@ -11,9 +11,10 @@ import numpy as np
 
 from ffm_common.errors import ModelDigest
 from ffm_common.task import Task
-from learning import adapter, base, trainer
-from learning.batches import Encoded
-from learning.data import Example
+from learning import adapter, base
+from learning.batches import Shard, labelled_shard, text_shard
+from learning.data import read_labelled, read_texts
+from learning.engine import softmax
 from learning.torch_engine import TorchEngine
 
 
@@ -25,22 +26,24 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
 
 
-class Classifier:
-    """A quantized base with an adapter and a head for a task.
+class Learner:
+    """A quantized base with an adapter for a task: what a worker trains and a person asks.
 
     Parameters
     ----------
     folder
         The prepared base.
     task
-        Labels, adapter and training settings; the fresh adapter starts from its seed.
+        Kind, labels, adapter and training settings; the fresh adapter starts from its seed.
+    checkpointing
+        Compute activations again in the backward pass instead of keeping them.
     """
 
-    def __init__(self, folder: Path, task: Task) -> None:
+    def __init__(self, folder: Path, task: Task, *, checkpointing: bool = False) -> None:
         self.folder = folder
         self.task = task
         self._tokenizer = base.load_tokenizer(folder)
-        self.engine = TorchEngine(folder, task)
+        self.engine = TorchEngine(folder, task, checkpointing=checkpointing)
 
     @classmethod
     def load(cls, folder: Path, base_folder: Path | None = None) -> Self:
@@ -53,19 +56,32 @@ class Classifier:
         """
         card = adapter.read_card(folder)
         where = base_folder or Path(card.base)
-        if base.describe(where).digest != card.base_digest:
+        if base.verify(where).digest != card.base_digest:
             raise ModelDigest(f"{folder} was trained on another base than {where}")
         found = cls(where, card.task)
         found.engine.write(adapter.load_tensors(folder))
         return found
 
-    def encode(self, examples: Sequence[Example]) -> Encoded:
-        """Tokenize examples for this model."""
-        return Encoded(examples, self.task.labels, self._tokenizer, self.task.training.max_length)
+    def shard(
+        self,
+        path: Path,
+        *,
+        text: str | None = None,
+        label: str | None = None,
+        max_length: int | None = None,
+    ) -> Shard:
+        """Read and tokenize a data file: labelled text, or plain text for a language model.
 
-    def measure(self, examples: Sequence[Example]) -> trainer.Measure:
-        """Evaluate on labelled text."""
-        return trainer.evaluate(self.engine, self.encode(examples))
+        Raises
+        ------
+        DataError
+            The file cannot be used; the leaf says why.
+        """
+        length = max_length or self.task.training.max_length
+        if self.task.kind == "causal-lm":
+            return text_shard(read_texts(path, text=text), self._tokenizer, length)
+        examples = read_labelled(path, text=text, label=label)
+        return labelled_shard(examples, self.task.labels, self._tokenizer, length)
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """Give the most likely label of each text."""
@@ -83,5 +99,5 @@ class Classifier:
             Answer(
                 text=text, label=self.task.labels[int(row.argmax())], probability=float(row.max())
             )
-            for text, row in zip(texts, trainer.softmax(scores), strict=True)
+            for text, row in zip(texts, softmax(scores), strict=True)
         ]

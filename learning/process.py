@@ -7,9 +7,12 @@ What libraries print goes to ``worker.log``. Used by the agent and by the hub al
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-import resource
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,18 +20,21 @@ from typing import Generic, TypeVar
 import msgspec
 
 from ffm_common.errors import FfmError, WorkerFailed
+from ffm_common.extras import readable
 from ffm_common.files import make_folder, write_atomic
 from profiles.limits import Limits
+from profiles.resident import memory_of
 from profiles.worker import LimitedProcess, start_worker
 
 _JOB, _RESULT, _ERROR, _LOG = "job.json", "result.json", "error.json", "worker.log"
+_LONGEST_LINE = 4096
 
 Job = TypeVar("Job", bound=msgspec.Struct)
 Result = TypeVar("Result", bound=msgspec.Struct)
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """One line of progress: steps done of all, the last loss, resident memory now (MB)."""
+    """One line of progress: steps done of all, the last loss, peak resident memory (MB)."""
 
     step: int
     steps: int
@@ -44,6 +50,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 Report = Callable[[int, int, float], None]
+
+_stop = threading.Event()
+
+
+def stopping() -> bool:
+    """Tell, in a worker, whether its parent has asked it to keep its state and end (SIGTERM)."""
+    return _stop.is_set()
 
 
 class Worker(Generic[Result]):
@@ -111,7 +124,10 @@ class Worker(Generic[Result]):
                 return
             *lines, self._buffer = (self._buffer + block).split(b"\n")
             for line in filter(None, lines):
-                self.last = msgspec.json.decode(line, type=Progress)
+                # A library may print before `main` has turned its output away from the pipe.
+                with contextlib.suppress(msgspec.DecodeError):
+                    self.last = msgspec.json.decode(line, type=Progress)
+            self._buffer = self._buffer[-_LONGEST_LINE:]
 
     def result(self) -> Result:
         """Give the answer of a worker that has ended.
@@ -126,7 +142,10 @@ class Worker(Generic[Result]):
         self.close()
         path = self._folder / _RESULT
         if path.exists():
-            return msgspec.json.decode(path.read_bytes(), type=self._result)
+            try:
+                return msgspec.json.decode(path.read_bytes(), type=self._result)
+            except msgspec.DecodeError as cause:
+                raise WorkerFailed(f"{path}: {cause}") from cause
         error = self._folder / _ERROR
         if error.exists():
             failure = msgspec.json.decode(error.read_bytes(), type=Failure)
@@ -145,9 +164,11 @@ class Worker(Generic[Result]):
 def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) -> int:
     """Run a worker module's own side: read the job, do it, leave a result or an error."""
     folder = Path(sys.argv[1])
+    signal.signal(signal.SIGTERM, lambda *_: _stop.set())
     # Libraries print to standard output; the pipe to the parent is for progress alone.
     pipe = os.dup(1)
     os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
 
     def report(step: int, steps: int, loss: float) -> None:
         line = msgspec.json.encode(Progress(step, steps, loss, peak_memory_mb()))
@@ -156,7 +177,8 @@ def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) ->
     try:
         todo = msgspec.json.decode((folder / _JOB).read_bytes(), type=job)
         write_atomic(folder / _RESULT, msgspec.json.encode(work(todo, folder, report)))
-    except FfmError as error:
+    except (FfmError, ModuleNotFoundError) as caught:
+        error = readable(caught)
         failure = Failure(error.code, error.message)
         write_atomic(folder / _ERROR, msgspec.json.encode(failure))
         return error.exit_status
@@ -164,5 +186,8 @@ def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) ->
 
 
 def peak_memory_mb() -> float:
-    """Give this process's peak resident memory in MB (2**20 bytes)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Give this process's peak resident memory in MB (2**20 bytes).
+
+    Not from ``getrusage``: what that gives is never below the peak of the parent.
+    """
+    return memory_of(os.getpid())[0] / (1 << 20)

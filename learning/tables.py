@@ -51,15 +51,25 @@ def open_table(path: Path) -> Table:
         Parquet without pyarrow.
     """
     reader = _READERS.get(path.suffix.lower())
-    size = _size(path)
+    _check_size(path)
     if reader is None:
         raise DataFormat(f"{path}: the ending {path.suffix!r} is none of {', '.join(_READERS)}")
+    return reader(path)
+
+
+def read_plain(path: Path) -> str:
+    """Read a whole text file, under the same limits and with the same errors."""
+    _check_size(path)
+    return "".join(_lines(path))
+
+
+def _check_size(path: Path) -> None:
+    size = _size(path)
     if size > MAX_FILE_BYTES:
         raise DataFormat(
             f"{path} has {size >> 20} MiB, the limit is {MAX_FILE_BYTES >> 20} MiB",
             remedy="give a part of it",
         )
-    return reader(path)
 
 
 def _size(path: Path) -> int:

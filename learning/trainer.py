@@ -14,7 +14,7 @@ from ffm_common.errors import AdapterInvalid, LossNotFinite
 from ffm_common.task import Training
 from ffm_common.tensors import Array
 from learning.adam import Adam
-from learning.batches import Encoded
+from learning.batches import Shard
 from learning.engine import Engine
 
 _EVALUATION_BATCH = 32
@@ -25,7 +25,10 @@ Progress = Callable[[int, float], None]
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean cross-entropy (nats) and the share of right answers over `examples` examples."""
+    """Mean cross-entropy (nats) and the share of right answers over what was scored.
+
+    A classifier is scored once per example, a language model at every token.
+    """
 
     loss: float
     accuracy: float
@@ -54,7 +57,7 @@ class Trainer:
     def __init__(
         self,
         engine: Engine,
-        shard: Encoded,
+        shard: Shard,
         training: Training,
         *,
         micro_batch: int,
@@ -84,8 +87,15 @@ class Trainer:
         """Steps done so far, those before a resume included."""
         return len(self.losses)
 
-    def run(self, steps: int, progress: Progress | None = None) -> list[float]:
+    def run(
+        self,
+        steps: int,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[float]:
         """Train until `steps` steps are done in all; give the loss of each.
+
+        When `stop` says so, the state is kept in the checkpoint and the run ends early.
 
         Raises
         ------
@@ -99,23 +109,30 @@ class Trainer:
             self.losses.append(loss)
             if progress is not None:
                 progress(self.step, loss)
-            if self._checkpoint is not None and self.step % self._every == 0 and self.step < steps:
+            asked = stop()
+            due = self.step < steps and (asked or self.step % self._every == 0)
+            if self._checkpoint is not None and due:
                 self._save(self._checkpoint)
+            if asked:
+                break
         return self.losses
 
     def _accumulate(self, step: int) -> tuple[float, dict[str, Array]]:
         """Give the loss and gradient of one step, micro-batch by micro-batch."""
         chosen = self._shard.draw(self._batch_size, self._seed, step)
         total, sums = 0.0, {name: np.zeros_like(array) for name, array in self._tensors.items()}
-        for batch in self._shard.micro_batches(chosen, self._micro_batch):
-            share = np.float32(len(batch) / len(chosen))
+        batches = list(self._shard.micro_batches(chosen, self._micro_batch))
+        scored = sum(batch.scored for batch in batches)
+        for batch in batches:
+            share = np.float32(batch.scored / scored)
             loss, gradients = self._engine.gradients(batch)
             total += float(share) * loss
             for name, gradient in gradients.items():
                 sums[name] += share * gradient
         if not math.isfinite(total) or not all(np.isfinite(g).all() for g in sums.values()):
             raise LossNotFinite(f"the loss of step {step + 1} is {total}")
-        return total, sums
+        # Rounded to what a checkpoint holds, so that a resumed run reports the same numbers.
+        return float(np.float32(total)), sums
 
     def _save(self, path: Path) -> None:
         state = {"losses": np.array(self.losses, dtype=np.float32)}
@@ -125,9 +142,15 @@ class Trainer:
 
     def _resume(self, path: Path) -> None:
         state = shape.load(path)
-        if set(state) != {f"{k}/{n}" for k, ts in self._parts().items() for n in ts} | {"losses"}:
+        losses = state.pop("losses", None)
+        expected = {
+            f"{kind}/{name}": array.shape
+            for kind, tensors in self._parts().items()
+            for name, array in tensors.items()
+        }
+        if losses is None or {name: array.shape for name, array in state.items()} != expected:
             raise AdapterInvalid(f"{path} is a checkpoint of another adapter")
-        self.losses = [float(loss) for loss in state["losses"]]
+        self.losses = [float(loss) for loss in losses]
         self._adam.count = self.step
         for kind, tensors in self._parts().items():
             for name, array in tensors.items():
@@ -139,18 +162,23 @@ class Trainer:
         return {"value": self._tensors, "mean": self._adam.means, "square": self._adam.squares}
 
 
-def evaluate(engine: Engine, shard: Encoded) -> Measure:
-    """Measure an engine's adapter on a shard, in batches of like lengths."""
-    loss, right = 0.0, 0
-    for batch in shard.micro_batches(range(len(shard)), _EVALUATION_BATCH):
-        chances = softmax(engine.logits(batch.ids, batch.mask))
-        hit = chances[np.arange(len(batch)), batch.targets]
-        loss -= float(np.log(np.maximum(hit, np.finfo(np.float64).tiny)).sum())
-        right += int((chances.argmax(axis=1) == batch.targets).sum())
-    return Measure(loss=loss / len(shard), accuracy=right / len(shard), examples=len(shard))
+def evaluate(engine: Engine, shard: Shard) -> Measure:
+    """Measure an engine's adapter on a shard, in batches of like lengths.
 
-
-def softmax(scores: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Give probabilities along the last axis, in float64."""
-    powers = np.exp(scores.astype(np.float64) - scores.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+    Raises
+    ------
+    LossNotFinite
+        The adapter gives NaN: there is nothing to measure.
+    """
+    scores = [
+        engine.score(batch) for batch in shard.micro_batches(range(len(shard)), _EVALUATION_BATCH)
+    ]
+    scored = sum(score.scored for score in scores)
+    loss = sum(score.loss for score in scores)
+    if not math.isfinite(loss):
+        raise LossNotFinite(f"the evaluation loss is {loss}")
+    return Measure(
+        loss=loss / scored,
+        accuracy=sum(score.right for score in scores) / scored,
+        examples=len(shard),
+    )

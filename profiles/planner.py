@@ -1,13 +1,14 @@
 """The planner: (profile, model, task) to a plan that fits, or why none does and what would.
 
 Every combination of length, micro-batch and checkpointing is predicted; among those that fit, the
-longest texts win, then the fastest step, then the least memory. More memory only adds candidates,
-so it never gives a worse plan.
+longest texts win, then no recomputation, then the largest micro-batch. More memory only adds
+candidates, so it never gives a worse plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -31,6 +32,9 @@ _SHORTEST = 16
 # the share of a board's published matrix-product rate that training reaches.
 _FLOOR_MB, _SHARE_OF_RATE, _OVERHEAD_S = 480.0, 0.5, 0.05
 
+Calibrated: TypeAlias = Mapping[bool, Calibration]
+"""A calibration without (False) and one with checkpointing (True)."""
+
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """What shall be trained.
@@ -45,8 +49,9 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
         The adapter.
     outputs
         Labels of a classifier, or the vocabulary of a language model.
-    scored
-        Positions of an example that are scored at once (1: a classifier).
+    chunk
+        How many positions a language model scores at once; 0 for a classifier, which scores each
+        example once.
     batch_size, max_length, local_steps
         As the federation wants them.
     update_bits
@@ -60,7 +65,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[str, ...]
     prompt_tokens: int
     outputs: int
-    scored: int
+    chunk: int
     batch_size: int
     max_length: int
     local_steps: int
@@ -68,7 +73,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
     def adapter_parameters(self) -> int:
         """Count what is trained and sent, the classifier head included."""
-        head = self.shape.hidden * self.outputs + self.outputs if self.scored == 1 else 0
+        head = self.shape.hidden * self.outputs + self.outputs if self.chunk == 0 else 0
         if self.kind == "prompt":
             return head + self.prompt_tokens * self.shape.hidden
         return head + lora_parameters(self.shape, self.targets, self.rank)
@@ -81,7 +86,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
             length=length + virtual,
             adapter_parameters=self.adapter_parameters(),
             outputs=self.outputs,
-            tokens_scored=min(self.scored, length),
+            scored=batch * length if self.chunk else batch,
+            scored_at_once=min(self.chunk, batch * length) if self.chunk else batch,
             checkpointing=checkpointing,
         )
 
@@ -131,18 +137,19 @@ def counted_mb(demand: Demand, work: Work) -> float:
     return activation_mb(demand.shape, work) + state_mb(demand.shape, work)
 
 
-def guess(profile: Profile, demand: Demand) -> Calibration:
-    """Give a calibration for a machine that was not probed, from its published figures."""
-    return Calibration(
+def guess(profile: Profile, demand: Demand) -> Calibrated:
+    """Give calibrations for a machine that was not probed, from its published figures."""
+    found = Calibration(
         floor_mb=_FLOOR_MB + demand.shape.weights_mb,
         scale=1.0,
         overhead_s=_OVERHEAD_S,
         rate=_SHARE_OF_RATE * 1e9 * profile.gflops_fp32,
         measured=False,
     )
+    return {False: found, True: found}
 
 
-def plan(profile: Profile, demand: Demand, calibration: Calibration) -> Plan:
+def plan(profile: Profile, demand: Demand, calibrations: Calibrated) -> Plan:
     """Give the best plan that fits the profile.
 
     Raises
@@ -150,7 +157,7 @@ def plan(profile: Profile, demand: Demand, calibration: Calibration) -> Plan:
     PlanImpossible
         None fits; the message says what is needed, the remedy names plans that would fit.
     """
-    candidates = list(_candidates(profile, demand, calibration))
+    candidates = list(_candidates(profile, demand, calibrations))
     limit = _MARGIN * profile.memory_mb
     fitting = [found for found in candidates if found.memory_mb <= limit]
     if not fitting:
@@ -158,7 +165,7 @@ def plan(profile: Profile, demand: Demand, calibration: Calibration) -> Plan:
         raise PlanImpossible(
             f"the smallest plan needs {least.memory_mb / _MARGIN:.0f} MB, "
             f"profile {profile.name} gives {profile.memory_mb} MB",
-            remedy=_remedy(profile, demand, calibration),
+            remedy=_remedy(profile, demand, calibrations),
         )
     best = max(fitting, key=_quality)
     if 0 < profile.bytes_per_day < best.bytes_per_version:
@@ -171,18 +178,19 @@ def plan(profile: Profile, demand: Demand, calibration: Calibration) -> Plan:
     return best
 
 
-def _quality(found: Plan) -> tuple[float, ...]:
-    return (found.max_length, -found.step_seconds, -found.memory_mb, found.micro_batch)
+def _quality(found: Plan) -> tuple[int, bool, int]:
+    """Rank by counts alone: a probe's noise must not choose the plan."""
+    return (found.max_length, not found.checkpointing, found.micro_batch)
 
 
-def _candidates(profile: Profile, demand: Demand, calibration: Calibration) -> Iterator[Plan]:
+def _candidates(profile: Profile, demand: Demand, calibrations: Calibrated) -> Iterator[Plan]:
     for length in _lengths(demand.max_length):
         for batch in _batches(demand.batch_size):
             for checkpointing in (False, True):
                 yield predict(
                     profile,
                     demand,
-                    calibration,
+                    calibrations,
                     batch=batch,
                     length=length,
                     checkpointing=checkpointing,
@@ -192,13 +200,14 @@ def _candidates(profile: Profile, demand: Demand, calibration: Calibration) -> I
 def predict(
     profile: Profile,
     demand: Demand,
-    calibration: Calibration,
+    calibrations: Calibrated,
     *,
     batch: int,
     length: int,
     checkpointing: bool,
 ) -> Plan:
     """Predict what training with this micro-batch, length and checkpointing costs."""
+    calibration = calibrations[checkpointing]
     work = demand.work(batch, length, checkpointing=checkpointing)
     accumulation = -(-demand.batch_size // batch)
     seconds = accumulation * calibration.seconds(operations(demand.shape, work))
@@ -236,14 +245,14 @@ def _batches(largest: int) -> list[int]:
     return sorted({1 << power for power in range(largest.bit_length())} | {largest})
 
 
-def _remedy(profile: Profile, demand: Demand, calibration: Calibration) -> str:
+def _remedy(profile: Profile, demand: Demand, calibrations: Calibrated) -> str:
     """Name plans that would fit: a smaller adapter, or the smallest board that is enough."""
     limit = _MARGIN * profile.memory_mb
     ways: list[str] = []
     rank = demand.rank // 2
     while demand.kind == "lora" and rank >= 1:
         smaller = msgspec.structs.replace(demand, rank=rank)
-        fitting = [p for p in _candidates(profile, smaller, calibration) if p.memory_mb <= limit]
+        fitting = [p for p in _candidates(profile, smaller, calibrations) if p.memory_mb <= limit]
         if fitting:
             ways.append(f"rank {rank}: {_words(max(fitting, key=_quality))}")
             break
@@ -252,7 +261,7 @@ def _remedy(profile: Profile, demand: Demand, calibration: Calibration) -> str:
     for board in sorted(boards, key=lambda board: board.memory_mb):
         fitting = [
             found
-            for found in _candidates(board, demand, calibration)
+            for found in _candidates(board, demand, calibrations)
             if found.memory_mb <= _MARGIN * board.memory_mb
         ]
         if fitting:

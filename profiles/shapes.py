@@ -96,8 +96,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         Trained parameters, the head included.
     outputs
         Columns of the scores: labels of a classifier, vocabulary of a language model.
-    tokens_scored
-        How many positions of an example get scores at once: 1 for a classifier.
+    scored, scored_at_once
+        Positions that get scores, and how many of them are in memory together.
     checkpointing
         Whether a layer's activations are computed again in the backward pass.
     """
@@ -106,7 +106,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     length: int
     adapter_parameters: int
     outputs: int
-    tokens_scored: int = 1
+    scored: int
+    scored_at_once: int
     checkpointing: bool = False
 
 
@@ -135,7 +136,7 @@ def activation_mb(shape: ModelShape, work: Work) -> float:
         kept = shape.layers * tokens * shape.hidden * _FLOAT + per_layer
     else:
         kept = shape.layers * per_layer
-    scores = 3 * work.batch * work.tokens_scored * work.outputs * _FLOAT
+    scores = 3 * work.scored_at_once * work.outputs * _FLOAT
     return (kept + scores) / 2**20
 
 
@@ -154,7 +155,7 @@ def operations(shape: ModelShape, work: Work) -> float:
     tokens = work.batch * work.length
     passes = 6 if work.checkpointing else 4
     attention = 4 * work.batch * work.length**2 * shape.hidden * shape.layers
-    scores = 4 * shape.hidden * work.outputs * work.batch * work.tokens_scored
+    scores = 4 * shape.hidden * work.outputs * work.scored
     return (
         passes * shape.linear_parameters() * tokens
         + 6 * work.adapter_parameters * tokens

@@ -1,131 +1,111 @@
 """The update container: one blob that holds tensors and everything that gives them meaning.
 
-::
-
-    "FFMU" | format u8 | header length u32 LE | header JSON | stream 0 | stream 1 | ...
-
-The streams stand in the canonical (sorted) order of the tensors' names; names and shapes do not
-travel: both ends build the same adapter and compare its spec digest.
+docs/update-format.md is its specification. Names and shapes do not travel: both ends build the
+same adapter and compare its spec digest, so the receiver knows every size before it reads a byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
 
 from ffm_common.errors import UpdateInvalid
-from ffm_common.tensors import Array, Tensors, ordered, spec_digest
+from ffm_common.tensors import Array, Tensors
 from quantization.updates import codec as codecs
+from quantization.updates.layout import Layout
 
-Shapes = Mapping[str, tuple[int, ...]]
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Kind: TypeAlias = Literal["update", "version", "delta"]
 
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 _MAGIC = b"FFMU"
-_FORMAT = 1
-_PREFIX = struct.Struct("<4sBI")
-_MAX_HEADER = 1 << 18
-_MAX_TENSORS = 20_000
+_FORMAT = 2
+_HEAD = struct.Struct("<4sBB12sQQQ32s32sI")
+_DIGEST_BYTES = 32
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the streams mean.
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What the stream means.
 
     Parameters
     ----------
     kind
-        ``update``: a difference to `version`, made by an agent; ``version``: the adapter itself.
-    version
-        The version that an update started from, or the version that this is.
+        ``update``: a difference to `version`, made by an agent; ``version``: the adapter itself;
+        ``delta``: what to add to `from_version` to get `version`.
+    version, from_version
+        The version that an update started from, or that this is or gives; `from_version` is lower
+        for a delta and the same otherwise.
     base, spec
-        Digests of the base model's files and of the adapter's names and shapes.
+        Digests of the base model's files and of the adapter's names and shapes, in hex.
     codec, seed
-        How each stream is decoded.
-    lengths
-        Bytes of each stream.
+        How the stream is decoded.
     """
 
-    kind: Literal["update", "version"]
-    version: Annotated[int, msgspec.Meta(ge=0)]
-    base: Digest
-    spec: Digest
-    codec: Annotated[str, msgspec.Meta(max_length=32)]
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-    lengths: Annotated[
-        tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(max_length=_MAX_TENSORS)
-    ]
+    kind: Kind
+    version: int
+    from_version: int
+    base: str
+    spec: str
+    codec: str
+    seed: int
 
 
 def pack(
     tensors: Tensors,
     *,
-    kind: Literal["update", "version"],
+    kind: Kind,
     version: int,
     base: str,
     codec: str,
     seed: int,
+    from_version: int | None = None,
 ) -> bytes:
-    """Encode tensors into one blob.
+    """Encode tensors into one blob; `from_version` is for a delta only.
 
     Raises
     ------
     UpdateInvalid
-        A value is NaN or infinite, or the codec is unknown.
+        A value is NaN, infinite or too large for the codec, or the codec is unknown.
     """
     coder = codecs.by_name(codec)
-    arrays = ordered(tensors)
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
+    layout = Layout.of(tensors)
+    for name in layout.names:
+        if not np.isfinite(tensors[name]).all():
             raise UpdateInvalid(f"{name} holds NaN or infinity")
-    streams = [
-        coder.encode(array, codecs.tensor_seed(seed, index))
-        for index, array in enumerate(arrays.values())
-    ]
-    header = msgspec.json.encode(
-        Header(
-            kind=kind,
-            version=version,
-            base=base,
-            spec=spec_digest(arrays),
-            codec=codec,
-            seed=seed,
-            lengths=tuple(map(len, streams)),
-        )
+    stream = coder.encode(layout.flatten(tensors), layout.sizes, seed)
+    head = _HEAD.pack(
+        _MAGIC,
+        _FORMAT,
+        _KINDS.index(kind),
+        codec.encode("ascii"),
+        version,
+        version if from_version is None else from_version,
+        seed,
+        bytes.fromhex(base),
+        bytes.fromhex(layout.spec),
+        len(stream),
     )
-    return b"".join([_PREFIX.pack(_MAGIC, _FORMAT, len(header)), header, *streams])
+    body = head + stream
+    return body + hashlib.sha256(body).digest()
 
 
-def read_header(blob: bytes) -> tuple[Header, int]:
-    """Parse the header and check that the streams fill the blob; give it and their offset."""
-    if len(blob) < _PREFIX.size:
-        raise UpdateInvalid(f"container of {len(blob)} bytes is cut short")
-    magic, version, length = _PREFIX.unpack_from(blob)
-    if magic != _MAGIC or version != _FORMAT:
-        raise UpdateInvalid("not an update container of a format known here")
-    start = _PREFIX.size + length
-    if length > _MAX_HEADER or start > len(blob):
-        raise UpdateInvalid(f"container header of {length} bytes is out of bounds")
-    try:
-        header = msgspec.json.decode(blob[_PREFIX.size : start], type=Header)
-    except msgspec.DecodeError as error:
-        raise UpdateInvalid(f"container header: {error}") from error
-    if start + sum(header.lengths) != len(blob):
-        raise UpdateInvalid("container length does not match its header")
-    return header, start
+def read_header(blob: bytes) -> Header:
+    """Parse the header of a whole and unchanged blob; UpdateInvalid if it is not."""
+    return _parse(blob)[0]
 
 
-def unpack(blob: bytes, shapes: Shapes, *, base: str) -> tuple[Header, dict[str, Array]]:
-    """Decode a blob into tensors of the given shapes.
+def unpack(blob: bytes, layout: Layout, *, base: str) -> tuple[Header, dict[str, Array]]:
+    """Decode a blob into tensors.
 
     Parameters
     ----------
     blob
         The container's bytes, already bounded in size by the transport.
-    shapes
-        Name -> shape of every tensor that must be in it.
+    layout
+        The tensors that must be in it.
     base
         Digest of the base that the receiver holds.
 
@@ -134,28 +114,49 @@ def unpack(blob: bytes, shapes: Shapes, *, base: str) -> tuple[Header, dict[str,
     UpdateInvalid
         Anything is not exactly as it must be; nothing is guessed or repaired.
     """
-    header, offset = read_header(blob)
-    names = sorted(shapes)
-    expected = spec_digest({name: np.broadcast_to(np.float32(0), shapes[name]) for name in names})
-    if header.spec != expected:
+    header, stream = _parse(blob)
+    if header.spec != layout.spec:
         raise UpdateInvalid("made for an adapter of other names or shapes")
     if header.base != base:
         raise UpdateInvalid("made for another base model")
-    if len(header.lengths) != len(names):
-        raise UpdateInvalid(f"{len(header.lengths)} streams for {len(names)} tensors")
     coder = codecs.by_name(header.codec)
-    tensors: dict[str, Array] = {}
-    for index, (name, length) in enumerate(zip(names, header.lengths, strict=True)):
-        size = int(np.prod(shapes[name], dtype=np.int64))
-        stream = blob[offset : offset + length]
-        array = coder.decode(stream, size, codecs.tensor_seed(header.seed, index))
-        if not np.isfinite(array).all():
-            raise UpdateInvalid(f"{name} holds NaN or infinity")
-        tensors[name] = array.reshape(shapes[name])
-        offset += length
-    return header, tensors
+    return header, layout.split(coder.decode(stream, layout.sizes, header.seed))
 
 
-def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """Give the shapes that `unpack` asks for."""
-    return {name: tuple(array.shape) for name, array in tensors.items()}
+def shapes_of(tensors: Tensors) -> Layout:
+    """Give the layout that `unpack` asks for."""
+    return Layout.of(tensors)
+
+
+def _parse(blob: bytes) -> tuple[Header, bytes]:
+    """Check everything that does not need the receiver's own knowledge; give header and stream."""
+    end = len(blob) - _DIGEST_BYTES
+    if end < _HEAD.size:
+        raise UpdateInvalid(f"container of {len(blob)} bytes is cut short")
+    magic, form, kind, codec, version, from_version, seed, base, spec, length = _HEAD.unpack_from(
+        blob
+    )
+    if magic != _MAGIC or form != _FORMAT:
+        raise UpdateInvalid("not an update container of a format known here")
+    if _HEAD.size + length != end:
+        raise UpdateInvalid("container length does not match its header")
+    if hashlib.sha256(memoryview(blob)[:end]).digest() != blob[end:]:
+        raise UpdateInvalid("container bytes do not give their digest")
+    if kind >= len(_KINDS):
+        raise UpdateInvalid(f"container of unknown kind {kind}")
+    if not (from_version < version if _KINDS[kind] == "delta" else from_version == version):
+        raise UpdateInvalid(f"a {_KINDS[kind]} from version {from_version} to {version}")
+    try:
+        name = codec.rstrip(b"\0").decode("ascii")
+    except UnicodeDecodeError as error:
+        raise UpdateInvalid("container's codec is not a name") from error
+    header = Header(
+        kind=_KINDS[kind],
+        version=version,
+        from_version=from_version,
+        base=base.hex(),
+        spec=spec.hex(),
+        codec=name,
+        seed=seed,
+    )
+    return header, blob[_HEAD.size : end]

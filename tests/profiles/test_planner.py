@@ -45,13 +45,15 @@ DEMAND = Demand(
     targets=("query", "key", "value", "dense"),
     prompt_tokens=16,
     outputs=10,
-    scored=1,
+    chunk=0,
     batch_size=16,
     max_length=64,
     local_steps=16,
     update_bits=8.125,
 )
 CALIBRATION = Calibration(floor_mb=500, scale=1.1, overhead_s=0.05, rate=4e10)
+
+BOTH = {False: CALIBRATION, True: CALIBRATION}
 
 
 def board(memory_mb: int, **changes: object) -> Profile:
@@ -60,8 +62,8 @@ def board(memory_mb: int, **changes: object) -> Profile:
     )
 
 
-def quality(plan: Plan) -> tuple[float, float]:
-    return plan.max_length, -plan.step_seconds
+def quality(plan: Plan) -> tuple[int, bool, int]:
+    return plan.max_length, not plan.checkpointing, plan.micro_batch
 
 
 demands = st.builds(
@@ -88,10 +90,10 @@ def test_more_memory_never_gives_a_worse_plan(
     demand: Demand, calibration: Calibration, memory: int, more: int
 ) -> None:
     try:
-        small = planner.plan(board(memory), demand, calibration)
+        small = planner.plan(board(memory), demand, {False: calibration, True: calibration})
     except PlanImpossible:
         return
-    large = planner.plan(board(memory + more), demand, calibration)
+    large = planner.plan(board(memory + more), demand, {False: calibration, True: calibration})
     assert quality(large) >= quality(small)
 
 
@@ -103,7 +105,7 @@ def test_the_predicted_peak_grows_with_batch_length_and_rank(
         return planner.predict(
             board(1000),
             demand,
-            calibration,
+            {False: calibration, True: calibration},
             batch=batch,
             length=length,
             checkpointing=checkpointing,
@@ -120,7 +122,7 @@ def test_a_plan_stays_below_the_limit_and_covers_the_batch(
     demand: Demand, calibration: Calibration, memory: int
 ) -> None:
     try:
-        plan = planner.plan(board(memory), demand, calibration)
+        plan = planner.plan(board(memory), demand, {False: calibration, True: calibration})
     except PlanImpossible:
         return
     assert plan.memory_mb <= memory
@@ -132,13 +134,13 @@ def test_checkpointing_is_chosen_only_where_memory_asks_for_it() -> None:
     demand = msgspec.structs.replace(
         DEMAND, shape=LLAMA_135M, targets=("q_proj", "v_proj"), batch_size=4, max_length=256
     )
-    assert not planner.plan(board(8000), demand, CALIBRATION).checkpointing
-    assert planner.plan(board(800), demand, CALIBRATION).checkpointing
+    assert not planner.plan(board(8000), demand, BOTH).checkpointing
+    assert planner.plan(board(800), demand, BOTH).checkpointing
 
 
 def test_a_refusal_says_what_is_needed_and_names_a_plan_that_fits() -> None:
     with pytest.raises(PlanImpossible) as refused:
-        planner.plan(board(300), DEMAND, CALIBRATION)
+        planner.plan(board(300), DEMAND, BOTH)
     assert "profile rpi4-4gb gives 300 MB" in refused.value.message
     assert "profile rpi3b-plus: micro-batch" in refused.value.how_to_resolve
 
@@ -146,16 +148,16 @@ def test_a_refusal_says_what_is_needed_and_names_a_plan_that_fits() -> None:
 def test_a_smaller_rank_is_offered_where_it_is_enough() -> None:
     demand = msgspec.structs.replace(DEMAND, rank=256)
     needed = planner.predict(
-        board(1), demand, CALIBRATION, batch=1, length=20, checkpointing=True
+        board(1), demand, BOTH, batch=1, length=20, checkpointing=True
     ).memory_mb
     with pytest.raises(PlanImpossible) as refused:
-        planner.plan(board(int(needed / 0.9) - 40), demand, CALIBRATION)
+        planner.plan(board(int(needed / 0.9) - 40), demand, BOTH)
     assert "rank 128: micro-batch" in refused.value.how_to_resolve
 
 
 def test_a_day_too_short_for_one_version_is_refused() -> None:
     with pytest.raises(PlanImpossible, match="a day"):
-        planner.plan(board(4000, bytes_per_day=10_000), DEMAND, CALIBRATION)
+        planner.plan(board(4000, bytes_per_day=10_000), DEMAND, BOTH)
 
 
 def test_lora_parameters_of_minilm_are_those_that_peft_makes() -> None:

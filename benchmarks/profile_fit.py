@@ -1,0 +1,281 @@
+"""Workers against their profiles: do they stay inside, and was their cost foreseen.
+
+Each combination of profile, model, adapter and length is probed, planned and then really trained
+in a worker under the profile's limits; predicted and measured peak and step time stand side by
+side. `--quick` takes a few of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.models import DATA, llama, stories260k
+from edge_agent.worker import TrainJob, TrainResult
+from ffm_common.errors import FfmError
+from ffm_common.task import Adapter, AdapterKind, Task, Training
+from learning import base, planning
+from learning.data import Example, read_labelled, write_jsonl
+from learning.process import Worker
+from profiles import planner
+from profiles import profile as profiles
+from profiles.limits import Limits
+
+_LORA = {"minilm": ("query", "key", "value", "dense"), "llama": ("q_proj", "v_proj")}
+_STEPS = 4
+
+# (profile, model, adapter, length, batch size)
+_CELLS: tuple[tuple[str, str, AdapterKind, int, int], ...] = (
+    ("rpi4-2gb", "minilm", "lora", 32, 16),
+    ("rpi4-2gb", "minilm", "lora", 128, 16),
+    ("rpi4-2gb", "minilm", "prompt", 64, 16),
+    ("rpi4-2gb", "stories260k", "lora", 128, 8),
+    ("rpi4-2gb", "stories260k", "prompt", 256, 8),
+    ("rpi4-2gb", "llama135m", "lora", 64, 4),
+    ("rpi4-2gb", "llama135m", "lora", 128, 4),
+    ("rpi4-4gb", "minilm", "lora", 64, 32),
+    ("rpi4-4gb", "llama135m", "lora", 128, 4),
+    ("rpi4-4gb", "llama135m", "prompt", 128, 4),
+    ("rpi3b-plus", "stories260k", "lora", 64, 8),
+    ("rpi3b-plus", "stories260k", "prompt", 128, 8),
+    ("rpi5-8gb", "minilm", "lora", 128, 32),
+    ("rpi5-8gb", "llama135m", "lora", 256, 4),
+    ("rpi5-8gb", "stories260k", "lora", 256, 16),
+    ("jetson-orin-nano-8gb", "minilm", "prompt", 128, 16),
+    ("laptop-cpu", "minilm", "lora", 256, 8),
+    ("laptop-cpu", "llama135m", "lora", 128, 8),
+)
+_QUICK = (0, 1, 3, 10)
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One combination: what was planned, predicted and measured (MB, seconds)."""
+
+    profile: str
+    model: str
+    adapter: str
+    length: int
+    batch_size: int
+    limit_mb: int
+    micro_batch: int
+    planned_length: int
+    checkpointing: bool
+    predicted_mb: float
+    measured_mb: float
+    private_mb: float
+    predicted_s: float
+    measured_s: float
+    enforced_by: str
+
+    @property
+    def memory_error(self) -> float:
+        """Relative error of the predicted peak."""
+        return abs(self.predicted_mb / self.measured_mb - 1)
+
+    @property
+    def time_error(self) -> float:
+        """Relative error of the predicted step time."""
+        return abs(self.predicted_s / self.measured_s - 1)
+
+
+class Bench:
+    """Models, data and calibrations in `work`; a restarted run finds what is there."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self._bases: dict[str, Path] = {}
+
+    def base(self, model: str) -> Path:
+        """Give the prepared base of a model."""
+        folder = self._work / "bases" / model
+        if not folder.exists():
+            source = self._work / "sources" / model
+            if model == "minilm":
+                source = base.bundled_minilm()
+            elif model == "stories260k":
+                stories260k(source)
+            else:
+                llama(source, tokenizer=stories260k(self._work / "sources" / "tokenizer"))
+            base.prepare(source, folder)
+        return folder
+
+    def data(self, model: str) -> Path:
+        """Give texts long enough for every length."""
+        if model != "minilm":
+            return DATA / "tinystories_sample" / "tinystories_sample.txt"
+        path = self._work / "long.jsonl"
+        if not path.exists():
+            rows = read_labelled(DATA / "banking77" / "train.csv")
+            long = [
+                Example(" ".join(row.text for row in rows[at : at + 40]), rows[at].label)
+                for at in range(0, 4000, 10)
+            ]
+            write_jsonl(path, long)
+        return path
+
+    def run(self, cell: tuple[str, str, AdapterKind, int, int]) -> Row:
+        """Probe, plan and train one combination."""
+        name, model, adapter, length, batch_size = cell
+        profile = profiles.load(name)
+        limits = Limits.of(profile)
+        folder = self.base(model)
+        classifies = model == "minilm"
+        task = Task(
+            kind="classification" if classifies else "causal-lm",
+            labels=tuple(sorted({e.label for e in read_labelled(self.data(model))}))
+            if classifies
+            else (),
+            adapter=Adapter(
+                kind=adapter, targets=_LORA["minilm" if classifies else "llama"], prompt_tokens=16
+            ),
+            training=Training(local_steps=_STEPS, batch_size=batch_size, max_length=length),
+        )
+        asked = planning.demand(folder, task, update_bits=8.0)
+        probe = planning.Probe(folder, task, asked, work=self._work / "probe", limits=limits)
+        while not probe.poll():
+            pass
+        plan = planner.plan(profile, asked, probe.calibrations())
+        worker: Worker[TrainResult] = Worker(
+            "edge_agent.worker",
+            TrainJob(
+                base=str(folder),
+                base_digest=base.describe(folder).digest,
+                version=0,
+                version_blob=str(self._blob(folder, task)),
+                task=task,
+                codec="fp32",
+                data=str(self.data(model)),
+                text=None,
+                label=None,
+                micro_batch=plan.micro_batch,
+                max_length=plan.max_length,
+                checkpointing=plan.checkpointing,
+                threads=limits.threads,
+                seed=1,
+            ),
+            TrainResult,
+            folder=self._work / "train",
+            limits=limits,
+        )
+        while not worker.poll():
+            pass
+        result = worker.result()
+        return Row(
+            profile=name,
+            model=model,
+            adapter=adapter,
+            length=length,
+            batch_size=batch_size,
+            limit_mb=profile.memory_mb,
+            micro_batch=plan.micro_batch,
+            planned_length=plan.max_length,
+            checkpointing=plan.checkpointing,
+            predicted_mb=round(plan.memory_mb, 1),
+            measured_mb=round(worker.process.peak_memory_mb(), 1),
+            private_mb=round(worker.process.peak_private_mb(), 1),
+            predicted_s=round(plan.step_seconds, 3),
+            measured_s=round(result.step_seconds, 3),
+            enforced_by=worker.process.enforcement[0].means,
+        )
+
+    def _blob(self, folder: Path, task: Task) -> Path:
+        from learning.torch_engine import TorchEngine
+        from quantization.updates.container import pack
+
+        blob = pack(
+            TorchEngine(folder, task).read(),
+            kind="version",
+            version=0,
+            base=base.describe(folder).digest,
+            codec="fp32",
+            seed=0,
+        )
+        path = self._work / "version.ffm"
+        path.write_bytes(blob)
+        return path
+
+
+def targets(rows: list[Row]) -> list[dict[str, Any]]:
+    """Judge the rows."""
+    memory = [row.memory_error for row in rows]
+    seconds = [row.time_error for row in rows]
+    over = sum(row.private_mb > row.limit_mb for row in rows)
+
+    def entry(name: str, value: float, target: float) -> dict[str, Any]:
+        return {
+            "name": name,
+            "value": round(value, 4),
+            "target": target,
+            "holds": value <= target,
+        }
+
+    return [
+        entry("workers over their limit", over, 0),
+        entry("peak memory: median absolute error", statistics.median(memory), 0.10),
+        entry("peak memory: worst absolute error", max(memory), 0.20),
+        entry("step time: worst absolute error", max(seconds), 0.30),
+    ]
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="four combinations")
+    parser.add_argument("--work", type=Path, help="keep models and results here, and resume")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        rows = list(_rows(Bench(work), work / "rows.json", quick=arguments.quick))
+    judged = targets(rows)
+    result = {
+        "benchmark": "profile_fit",
+        "machine": f"{platform.processor() or platform.machine()}, {platform.python_version()}",
+        "rows": [msgspec.to_builtins(row) for row in rows],
+        "targets": judged,
+    }
+    for target in judged:
+        print(f"{target['name']}: {target['value']} (target {target['target']})", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(result))
+    return 0 if all(target["holds"] for target in judged) else 1
+
+
+def _rows(bench: Bench, path: Path, *, quick: bool) -> Iterator[Row]:
+    done = msgspec.json.decode(path.read_bytes(), type=list[Row]) if path.exists() else []
+    cells = [_CELLS[place] for place in _QUICK] if quick else list(_CELLS)
+    for number, cell in enumerate(cells):
+        if number < len(done):
+            yield done[number]
+            continue
+        try:
+            row = bench.run(cell)
+        except FfmError as error:
+            print(f"{cell}: {error.line()}", file=sys.stderr)
+            raise
+        done.append(row)
+        path.write_bytes(msgspec.json.encode(done))
+        print(
+            f"{'/'.join(map(str, cell))}: micro-batch {row.micro_batch} x {row.planned_length}"
+            f"{' checkpointing' if row.checkpointing else ''}, "
+            f"{row.predicted_mb:.0f} MB predicted, {row.measured_mb:.0f} measured "
+            f"({row.memory_error:.1%}), {row.predicted_s:.2f} s predicted, "
+            f"{row.measured_s:.2f} measured ({row.time_error:.1%})",
+            file=sys.stderr,
+            flush=True,
+        )
+        yield row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

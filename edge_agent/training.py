@@ -1,0 +1,228 @@
+"""One version's training on this board: measured once, planned, run, paused and resumed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.config import Located
+from edge_agent.worker import UPDATE, TrainJob, TrainResult
+from federation.messages import Manifest, Offer
+from ffm_common.errors import FfmError
+from ffm_common.files import make_folder, sha256_bytes, write_atomic
+from ffm_common.seeds import derive
+from learning import planning
+from learning.process import Worker
+from profiles import planner
+from profiles.limits import Limits
+from profiles.planner import Plan
+from profiles.profile import Profile
+from quantization.updates.codec import bits_of
+
+log = logging.getLogger("ffm.agent")
+
+_STARTED_FROM = "version"
+_PAUSE_S = 20.0
+
+
+class Trained(msgspec.Struct, frozen=True):
+    """A finished update: what to offer, its bytes, and how it was made."""
+
+    offer: Offer
+    blob: bytes
+    result: TrainResult
+
+
+class Training:
+    """The worker of one agent, from a version to an update.
+
+    Parameters
+    ----------
+    where
+        Base, data and columns.
+    base_digest
+        Of the base folder, checked.
+    profile
+        What the worker may use.
+    work
+        Folder for the worker's files; a checkpoint in it outlives this process.
+    calibration
+        File with what was measured on this machine.
+    """
+
+    def __init__(
+        self, where: Located, base_digest: str, profile: Profile, *, work: Path, calibration: Path
+    ) -> None:
+        self._where = where
+        self._base_digest = base_digest
+        self._profile = profile
+        self._work = work
+        self._calibration = calibration
+        self._manifest: Manifest | None = None
+        self._version_blob = Path()
+        self._probe: planning.Probe | None = None
+        self._worker: Worker[TrainResult] | None = None
+        self._ending_at: float | None = None
+        self._started = 0.0
+        self.plan: Plan | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a process of this training is there."""
+        return self._probe is not None or self._worker is not None
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the board is being measured, before the first plan."""
+        return self._probe is not None
+
+    @property
+    def worker(self) -> Worker[TrainResult] | None:
+        """The process that trains, while it does."""
+        return self._worker
+
+    def seconds(self) -> float:
+        """Give how long the present process has run."""
+        return time.monotonic() - self._started if self.running else 0.0
+
+    def begin(self, manifest: Manifest, version_blob: Path) -> None:
+        """Train from a version, or go on where a pause or a kill has left that.
+
+        Raises
+        ------
+        PlanImpossible
+            The task does not fit the profile; the remedy says what would.
+        WorkerFailed, PathUnwritable
+            A process cannot be started.
+        """
+        self._manifest, self._version_blob = manifest, version_blob
+        self._ending_at = None
+        self._started = time.monotonic()
+        if not self.resumes(manifest):
+            shutil.rmtree(self._work, ignore_errors=True)
+        make_folder(self._work)
+        write_atomic(self._work / _STARTED_FROM, manifest.blob.encode())
+        limits = Limits.of(self._profile)
+        asked = planning.demand(self._where.base, manifest.task, bits_of(manifest.codec))
+        key = planning.calibration_key(self._where.base, manifest.task, limits)
+        found = planning.kept(self._calibration, key)
+        if found is None:
+            log.info("measuring this board with a few small steps")
+            self._probe = planning.Probe(
+                self._where.base,
+                manifest.task,
+                asked,
+                work=self._work.with_name("probe"),
+                limits=limits,
+            )
+            return
+        self.plan = planner.plan(self._profile, asked, found)
+        self._train(manifest, self.plan, limits)
+
+    def resumes(self, manifest: Manifest) -> bool:
+        """Tell whether the work folder holds the beginnings of this version's training."""
+        marker = self._work / _STARTED_FROM
+        return marker.exists() and marker.read_text() == manifest.blob
+
+    def tend(self) -> Trained | None:
+        """Look after the processes; give the update once it is there.
+
+        Raises
+        ------
+        FfmError
+            The work has failed; nothing runs any more.
+        """
+        if self._ending_at is not None and time.monotonic() > self._ending_at:
+            self.close()  # it did not obey in time: the steps since its last checkpoint are lost
+        if self._manifest is None:
+            return None
+        if self._probe is not None and self._probe.poll():
+            self._keep_measurements(self._manifest)
+        elif self._worker is not None and self._worker.poll():
+            return self._finish(self._manifest)
+        return None
+
+    def pause(self) -> None:
+        """Ask the worker to keep its state and end, so that its memory is free."""
+        if self._probe is not None:
+            self.close()
+        elif self._worker is not None and self._ending_at is None:
+            self._worker.process.terminate()
+            self._ending_at = time.monotonic() + _PAUSE_S
+
+    def close(self) -> None:
+        """End whatever runs, now."""
+        if self._probe is not None:
+            self._probe.close()
+        if self._worker is not None:
+            self._worker.close()
+        self._probe = self._worker = None
+        self._ending_at = None
+
+    def forget(self) -> None:
+        """Delete the work folder: the update is safe in the outbox."""
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _keep_measurements(self, manifest: Manifest) -> None:
+        probe, self._probe = self._probe, None
+        assert probe is not None  # noqa: S101
+        limits = Limits.of(self._profile)
+        key = planning.calibration_key(self._where.base, manifest.task, limits)
+        planning.keep(self._calibration, key, probe.calibrations())
+        self.begin(manifest, self._version_blob)
+
+    def _train(self, manifest: Manifest, plan: Plan, limits: Limits) -> None:
+        config = self._where.config
+        log.info(
+            "plan: micro-batch %d x %d, %d tokens%s; %.0f MB and %.2f s a step foreseen",
+            plan.micro_batch,
+            plan.accumulation,
+            plan.max_length,
+            ", checkpointing" if plan.checkpointing else "",
+            plan.memory_mb,
+            plan.step_seconds,
+        )
+        job = TrainJob(
+            base=str(self._where.base),
+            base_digest=self._base_digest,
+            version=manifest.version,
+            version_blob=str(self._version_blob),
+            task=manifest.task,
+            codec=manifest.codec,
+            data=str(self._where.data),
+            text=config.data.text,
+            label=config.data.label,
+            micro_batch=plan.micro_batch,
+            max_length=plan.max_length,
+            checkpointing=plan.checkpointing,
+            threads=limits.threads,
+            seed=derive(manifest.task.seed, config.id, manifest.version),
+        )
+        self._worker = Worker(
+            "edge_agent.worker", job, TrainResult, folder=self._work, limits=limits
+        )
+
+    def _finish(self, manifest: Manifest) -> Trained | None:
+        worker, self._worker = self._worker, None
+        assert worker is not None  # noqa: S101
+        paused, self._ending_at = self._ending_at is not None, None
+        try:
+            result = worker.result()
+        except FfmError:
+            if paused:
+                return None
+            raise
+        blob = (self._work / UPDATE).read_bytes()
+        offer = Offer(
+            digest=sha256_bytes(blob),
+            size=len(blob),
+            version=manifest.version,
+            examples=result.examples,
+            loss=result.losses[-1],
+            seconds=result.seconds,
+        )
+        return Trained(offer, blob, result)

@@ -1,0 +1,213 @@
+"""Write a training step as plain ONNX: (adapter, batch) -> (loss, gradients), and a second graph
+that answers or measures. The hub, or a laptop, does this once for a base and a task.
+
+The folder that comes out is all that a board needs beside onnxruntime: both graphs, the frozen
+weights in one file, the adapter to start from, and the tokenizer. Torch is needed here alone, for
+the names and the seeded start of the adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+from onnx import TensorProto
+
+from ffm_common import tensors as shape
+from ffm_common.errors import ConfigInvalid, ModelUnsupported
+from ffm_common.files import make_folder, sha256_file, write_atomic
+from ffm_common.task import Task
+from ffm_common.tensors import Array, Tensors
+from learning import base, onnx_loss, onnx_models
+from learning.onnx_engine import (
+    ANSWER,
+    MANIFEST,
+    START,
+    STEP,
+    TOKENIZER,
+    Exported,
+    gradient_of,
+)
+from learning.onnx_graph import Graph, Value
+from learning.onnx_models import PROMPT, Parts
+from learning.onnx_ops import Tape
+from learning.onnx_weights import BaseTensors, Format, Weights
+from learning.torch_engine import TorchEngine
+
+_WEIGHTS = "weights.bin"
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_NETWORKS = {"classification": ("bert",), "causal-lm": ("llama", "qwen2")}
+_PREFIX = {"classification": "base_model.model.bert.", "causal-lm": "base_model.model.model."}
+
+
+def export(
+    folder: Path, task: Task, out: Path, *, weights: Format, recompute: bool = True
+) -> Exported:
+    """Export the training step of `task` on the base in `folder` into the new folder `out`.
+
+    Parameters
+    ----------
+    folder
+        A prepared base.
+    task
+        Its kind, labels, adapter, longest text and seed are built in.
+    out
+        Replaced if it is an exported folder already.
+    weights
+        How the board keeps matrices. ``nf4`` takes the bits of an NF4 base as they are, ``fp32``
+        is as exact but larger; ``int8`` quantizes a base that is kept in fp32.
+    recompute
+        Compute products again in the backward pass rather than keep them: less memory, more time.
+
+    Raises
+    ------
+    ModelUnsupported
+        The base, or an adapter on it, is of a kind that cannot be exported.
+    ConfigInvalid
+        The task's texts are longer than the base can take.
+    """
+    found = base.describe(folder)
+    if weights not in {found.weights, "fp32"} and (found.weights, weights) != ("fp32", "int8"):
+        raise ModelUnsupported(
+            f"a base kept in {found.weights} cannot be exported in {weights}",
+            remedy=f"prepare the base in {'fp32' if weights == 'int8' else weights}",
+        )
+    config = json.loads((folder / "config.json").read_bytes())
+    _check(task, config)
+    engine = TorchEngine(folder, task)
+    start = engine.read()
+    rotation = _rotation(engine, task) if task.kind == "causal-lm" else None
+    make_folder(out.parent)
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        with Weights(BaseTensors(folder), part / _WEIGHTS, weights) as kept:
+            for name, training in ((STEP, True), (ANSWER, False)):
+                writer = _Writer(task, config, kept, start, rotation, recompute=recompute)
+                onnx.save(writer.model(training=training), part / name)
+        shape.save(part / START, start)
+        for name in TOKENIZER:
+            shutil.copyfile(folder / name, part / name)
+        files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
+        exported = Exported(base_digest=found.digest, weights=weights, task=task, files=files)
+        write_atomic(part / MANIFEST, msgspec.json.format(msgspec.json.encode(exported)))
+        part.chmod(0o755)
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return exported
+
+
+class _Writer:
+    """One graph: inputs, network, and its loss with gradients or its answer."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: dict[str, Any],
+        weights: Weights,
+        start: Tensors,
+        rotation: tuple[Array, Array] | None,
+        *,
+        recompute: bool,
+    ) -> None:
+        self._task = task
+        self._rotation = rotation
+        self._graph = Graph()
+        self._tape = Tape(self._graph)
+        self._words = "words" if PROMPT in start else "length"
+        self._ids = self._graph.input("ids", ("batch", self._words), TensorProto.INT64)
+        self._mask = self._graph.input("mask", ("batch", self._words), TensorProto.INT64)
+        self._parts = Parts(
+            tape=self._tape,
+            weights=weights,
+            config=config,
+            tensors={
+                name: self._tape.parameter(name, array.shape) for name, array in start.items()
+            },
+            prefix=_PREFIX[task.kind],
+            scale=task.adapter.alpha / task.adapter.rank,
+            recompute=recompute,
+        )
+
+    def model(self, *, training: bool) -> onnx.ModelProto:
+        """Give the step, or the graph that answers."""
+        if self._task.kind == "classification":
+            logits = onnx_models.bert(self._parts, self._ids, self._mask)
+            if not training:
+                self._graph.output("logits", logits)
+            else:
+                targets = self._graph.input("targets", ("batch",), TensorProto.INT64)
+                self._finish(onnx_loss.cross_entropy(self._tape, logits, targets))
+        else:
+            self._language(training=training)
+        return self._graph.model("ffm")
+
+    def _language(self, *, training: bool) -> None:
+        if self._rotation is None:
+            raise ValueError("a language model needs its rotation")
+        graph, weights = self._graph, self._parts.weights
+        hidden = onnx_models.llama(self._parts, self._ids, self._mask, self._rotation)
+        given = graph.input("targets", ("batch", self._words), TensorProto.INT64)
+        targets = graph.op(
+            "Reshape", given, graph.constant([-1]), shape=hidden.shape[:1], element=TensorProto.INT64
+        )
+        name = _EMBEDDING if self._parts.config.get("tie_word_embeddings") else _HEAD
+
+        def slab(rows: range) -> Value:
+            return weights.slab(graph, name, rows)
+
+        def rows(numbers: Value) -> Value:
+            return weights.rows(graph, name, numbers)
+
+        vocabulary = int(self._parts.config["vocab_size"])
+        if training:
+            self._finish(
+                onnx_loss.language_loss(self._tape, hidden, targets, vocabulary, slab, rows)
+            )
+        else:
+            loss, right = onnx_loss.language_score(graph, hidden, targets, vocabulary, slab, rows)
+            graph.output("loss", loss)
+            graph.output("right", right)
+
+    def _finish(self, loss: Value) -> None:
+        self._tape.backward()
+        self._graph.output("loss", loss)
+        for name in self._parts.tensors:
+            gradient = self._tape.gradient(name)
+            if gradient is None:
+                raise ModelUnsupported(f"the exported network has no place for {name}")
+            self._graph.output(gradient_of(name), gradient)
+
+
+def _check(task: Task, config: dict[str, Any]) -> None:
+    kinds = _NETWORKS[task.kind]
+    if config.get("model_type") not in kinds:
+        raise ModelUnsupported(
+            f"a {task.kind} on {config.get('model_type')} cannot be exported, only on"
+            f" {' or '.join(kinds)}"
+        )
+    prompt = task.adapter.prompt_tokens if task.adapter.kind == "prompt" else 0
+    if task.training.max_length + prompt > config["max_position_embeddings"]:
+        raise ConfigInvalid(
+            f"task.training.max_length: {task.training.max_length} tokens and a prompt of {prompt}"
+            f" are more than the base's {config['max_position_embeddings']}"
+        )
+
+
+def _rotation(engine: TorchEngine, task: Task) -> tuple[Array, Array]:
+    """Give the base's own cosines and sines, each of shape (places, size of a head)."""
+    import torch
+
+    places = task.training.max_length
+    if task.adapter.kind == "prompt":
+        places += task.adapter.prompt_tokens
+    network = engine.model.get_base_model().model
+    with torch.inference_mode():
+        cosine, sine = network.rotary_emb(torch.zeros(1), torch.arange(places)[None])
+    return cosine[0].numpy(), sine[0].numpy()

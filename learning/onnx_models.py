@@ -1,0 +1,239 @@
+"""The networks that can be exported: BERT with a classifier, and Llama as a language model.
+
+Each block of a network begins at a sum of the residual stream. Only these sums are kept for the
+backward pass; what lies between is computed again when the backward pass gets there, except in the
+last layer, where it gets there at once. A block ends in a matrix product that the backward pass
+does not ask for, so that the second computation is cheaper than the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import TensorProto
+
+from ffm_common.errors import ModelUnsupported
+from ffm_common.tensors import Array
+from learning import onnx_attention as attend
+from learning import onnx_ops as op
+from learning.onnx_attention import Heads, Rows
+from learning.onnx_graph import Graph, Value
+from learning.onnx_ops import Factors, Linear, Tape
+from learning.onnx_weights import Weights
+
+PROMPT = "prompt_embeddings"
+
+
+class Parts(NamedTuple):
+    """What a network is put together from.
+
+    Parameters
+    ----------
+    tape
+        Of the graph under construction.
+    weights
+        The frozen base.
+    config
+        The base's ``config.json``.
+    tensors
+        The adapter's tensors by PEFT's names, as inputs of the graph.
+    prefix
+        What PEFT puts before the base's own names.
+    scale
+        What the product of the low-rank factors is multiplied by.
+    recompute
+        Keep sums of the residual stream alone; else the products of frozen matrices too.
+    """
+
+    tape: Tape
+    weights: Weights
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Value]
+    prefix: str
+    scale: float
+    recompute: bool
+
+    @property
+    def graph(self) -> Graph:
+        """The graph under construction."""
+        return self.tape.graph
+
+    def vector(self, name: str) -> Value:
+        """Give a norm's weight or the like."""
+        return self.weights.vector(self.graph, name)
+
+    def linear(self, x: Value, name: str) -> Value:
+        """Apply a linear layer of the base, with its factors if the adapter has some for it."""
+        down = self.tensors.get(f"{self.prefix}{name}.lora_A.weight")
+        up = self.tensors.get(f"{self.prefix}{name}.lora_B.weight")
+        layer = Linear(
+            matrix=lambda: self.weights.matrix(self.graph, f"{name}.weight"),
+            bias=self.vector(f"{name}.bias") if f"{name}.bias" in self.weights else None,
+            factors=None if down is None or up is None else Factors(down, up, self.scale),
+        )
+        return op.linear(self.tape, x, layer, keep=not self.recompute)
+
+
+def bert(parts: Parts, ids: Value, mask: Value) -> Value:
+    """Give a classifier's scores, shape (batch, labels).
+
+    Only the first place of the last layer is looked at, so only that place is computed there.
+    """
+    tape, graph, config = parts.tape, parts.graph, parts.config
+    _demand(config, model_type="bert", hidden_act="gelu", position_embedding_type="absolute")
+    epsilon = float(config["layer_norm_eps"])
+    count = int(config["num_attention_heads"])
+    heads = Heads(keys=count, group=1, size=int(config["hidden_size"]) // count)
+    embedded, mask = _embedded(parts, "embeddings.word_embeddings.weight", ids, mask)
+    bias = graph.keep(attend.padding_bias(graph, mask))
+    rows = Rows("length", attend.length_of(graph, bias))
+    places = op.plus(
+        tape,
+        graph.op(
+            "Slice",
+            parts.vector("embeddings.position_embeddings.weight"),
+            graph.constant([0]),
+            rows.count,
+            shape=("length", embedded.shape[2]),
+        ),
+        _first_row(parts, "embeddings.token_type_embeddings.weight"),
+    )
+    stream = graph.keep(op.flatten(tape, op.plus(tape, embedded, places), rows.count))
+    norm = "embeddings.LayerNorm"
+    layers = int(config["num_hidden_layers"])
+    for layer in range(layers):
+        name = f"encoder.layer.{layer}"
+        with graph.keeping(wanted=layer == layers - 1):
+            x = _layer_norm(parts, stream, norm, epsilon)
+            asking = x
+            if layer == layers - 1:
+                asking = op.first_of_each(tape, x, rows.count)
+                rows = Rows(1, graph.constant([1]))
+            mixed = attend.attention(
+                tape,
+                parts.linear(asking, f"{name}.attention.self.query"),
+                parts.linear(x, f"{name}.attention.self.key"),
+                parts.linear(x, f"{name}.attention.self.value"),
+                bias,
+                heads,
+                rows,
+            )
+            mixed = parts.linear(mixed, f"{name}.attention.output.dense")
+            stream = graph.keep(op.plus(tape, mixed, asking))
+            x = _layer_norm(parts, stream, f"{name}.attention.output.LayerNorm", epsilon)
+            wide = op.gelu(tape, parts.linear(x, f"{name}.intermediate.dense"))
+            stream = graph.keep(op.plus(tape, parts.linear(wide, f"{name}.output.dense"), x))
+        norm = f"{name}.output.LayerNorm"
+    with graph.keeping():
+        first = _layer_norm(parts, stream, norm, epsilon)
+        pooled = op.tanh(tape, parts.linear(first, "pooler.dense"))
+        weight, offset = (_named(parts, f"classifier.{part}") for part in ("weight", "bias"))
+        return op.trained_linear(tape, pooled, weight, offset)
+
+
+def llama(parts: Parts, ids: Value, mask: Value, rotation: tuple[Array, Array]) -> Value:
+    """Give the last hidden states of the words, shape (batch * words, features).
+
+    Parameters
+    ----------
+    parts
+        What it is put together from.
+    ids, mask
+        Int64, shape (batch, words).
+    rotation
+        Cosine and sine for each place, each of shape (places, size of a head).
+    """
+    tape, graph, config = parts.tape, parts.graph, parts.config
+    _demand(config, hidden_act="silu")
+    if config.get("use_sliding_window"):
+        raise ModelUnsupported("the base attends through a sliding window")
+    epsilon = float(config["rms_norm_eps"])
+    count, keys = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
+    size = int(config.get("head_dim") or config["hidden_size"] // count)
+    heads = Heads(keys=keys, group=count // keys, size=size)
+    embedded, mask = _embedded(parts, "embed_tokens.weight", ids, mask)
+    bias = graph.keep(attend.causal_bias(graph, mask, heads))
+    rows = Rows("length", attend.length_of(graph, bias))
+    table = tuple(
+        graph.keep(
+            graph.op(
+                "Slice",
+                parts.weights.table(graph, f"rotation.{name}", angles[:, None, :]),
+                graph.constant([0]),
+                rows.count,
+                shape=("length", 1, size),
+            )
+        )
+        for name, angles in zip(("cosine", "sine"), rotation, strict=True)
+    )
+    stream = graph.keep(op.flatten(tape, embedded, rows.count))
+    layers = int(config["num_hidden_layers"])
+    for layer in range(layers):
+        name = f"layers.{layer}"
+        with graph.keeping(wanted=layer == layers - 1):
+            x = op.rms_norm(tape, stream, parts.vector(f"{name}.input_layernorm.weight"), epsilon)
+            query, key = (
+                _rotate(parts, parts.linear(x, f"{name}.self_attn.{part}"), table, size, rows)
+                for part in ("q_proj", "k_proj")
+            )
+            value = parts.linear(x, f"{name}.self_attn.v_proj")
+            mixed = attend.attention(tape, query, key, value, bias, heads, rows)
+            mixed = parts.linear(mixed, f"{name}.self_attn.o_proj")
+            stream = graph.keep(op.plus(tape, mixed, stream))
+            weight = parts.vector(f"{name}.post_attention_layernorm.weight")
+            x = op.rms_norm(tape, stream, weight, epsilon)
+            gate = parts.linear(x, f"{name}.mlp.gate_proj")
+            wide = op.gated_silu(tape, gate, parts.linear(x, f"{name}.mlp.up_proj"))
+            mixed = parts.linear(wide, f"{name}.mlp.down_proj")
+            stream = graph.keep(op.plus(tape, mixed, stream))
+    prompt = parts.tensors.get(PROMPT)
+    count = 0 if prompt is None else int(prompt.shape[0])
+    with graph.keeping():
+        x = op.drop_first(tape, stream, count, rows.count)
+        return op.rms_norm(tape, x, parts.vector("norm.weight"), epsilon)
+
+
+def _rotate(
+    parts: Parts, x: Value, table: tuple[Value, ...], size: int, rows: Rows
+) -> Value:
+    """Turn queries or keys by their place."""
+    return attend.rotate(parts.tape, x, (table[0], table[1]), size, rows)
+
+
+def _embedded(parts: Parts, name: str, ids: Value, mask: Value) -> tuple[Value, Value]:
+    """Look up the words and put the soft prompt, if there is one, before them."""
+    graph = parts.graph
+    embedded = parts.weights.rows(graph, name, ids)
+    prompt = parts.tensors.get(PROMPT)
+    if prompt is None:
+        return embedded, mask
+    count = int(prompt.shape[0])
+    pads = graph.constant([0, count, 0, 0])
+    one = graph.constant(np.int64(1))
+    longer = graph.op(
+        "Pad", mask, pads, one, shape=("batch", "length"), element=TensorProto.INT64
+    )
+    return op.prepend(parts.tape, prompt, embedded), longer
+
+
+def _first_row(parts: Parts, name: str) -> Value:
+    graph = parts.graph
+    table = parts.vector(name)
+    return graph.op("Gather", table, graph.constant(np.int64(0)), shape=table.shape[1:], axis=0)
+
+
+def _layer_norm(parts: Parts, x: Value, name: str, epsilon: float) -> Value:
+    weight, bias = parts.vector(f"{name}.weight"), parts.vector(f"{name}.bias")
+    return op.layer_norm(parts.tape, x, weight, bias, epsilon)
+
+
+def _named(parts: Parts, ending: str) -> Value:
+    return next(value for name, value in parts.tensors.items() if name.endswith(f".{ending}"))
+
+
+def _demand(config: Mapping[str, Any], **wanted: str) -> None:
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise ModelUnsupported(f"the base has {key} {config[key]}, only {value} can be exported")

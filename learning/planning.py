@@ -1,0 +1,173 @@
+"""A plan for a task on this machine: shapes from the base folder, a calibration from a probe.
+
+Imports no torch: the supervisor plans, and a worker process takes the probe's steps.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+from ffm_common.errors import ModelMissing
+from ffm_common.task import Task
+from learning import base
+from learning.engine import SCORED_AT_ONCE
+from learning.probe import ProbeJob, ProbeResult, ProbeStep
+from learning.process import Worker
+from profiles.calibration import Calibration, Calibrations, Point, fit
+from profiles.limits import Limits, find_allocator
+from profiles.planner import Demand, counted_mb
+from profiles.shapes import Work, from_config, operations
+
+# The probe's micro-batches, as shares of the work of one optimizer step.
+_SHARES = (1 / 8, 1 / 4, 1 / 2)
+_LEAST_TOKENS = 16
+_TIGHT_MB = 2048
+
+
+def demand(folder: Path, task: Task, update_bits: float) -> Demand:
+    """Say what training this task on the base in `folder` asks of a device.
+
+    Raises
+    ------
+    ModelMissing
+        The folder is no prepared base, or of a family whose shape is not known here.
+    """
+    described = base.describe(folder)
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        shape = from_config(config, (folder / "model.safetensors").stat().st_size / 2**20)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelMissing(f"{folder}: cannot read the model's shape: {error}") from error
+    classifies = task.kind == "classification"
+    training = task.training
+    return Demand(
+        shape=shape,
+        weights=described.weights,
+        kind=task.adapter.kind,
+        rank=task.adapter.rank,
+        targets=task.adapter.targets,
+        prompt_tokens=task.adapter.prompt_tokens,
+        outputs=len(task.labels) if classifies else shape.vocabulary,
+        chunk=0 if classifies else SCORED_AT_ONCE,
+        batch_size=training.batch_size,
+        max_length=training.max_length,
+        local_steps=training.local_steps,
+        update_bits=update_bits,
+    )
+
+
+def calibration_key(folder: Path, task: Task, limits: Limits) -> str:
+    """Name what a calibration depends on: machine, base, what is trained, threads, allocator."""
+    allocator = find_allocator()
+    tight = allocator is None and limits.memory_mb <= _TIGHT_MB
+    return "/".join(
+        [
+            platform.node(),
+            base.describe(folder).digest[:12],
+            task.kind,
+            task.adapter.kind,
+            f"{limits.threads} threads",
+            allocator.name if allocator else "glibc, early trim" if tight else "glibc",
+        ]
+    )
+
+
+class Probe:
+    """A running probe; poll it until its calibrations are there.
+
+    Parameters
+    ----------
+    folder
+        The prepared base.
+    task
+        What will be trained.
+    work
+        Folder for the worker's files.
+    limits
+        What the worker may use: the same as training will have.
+    """
+
+    def __init__(
+        self, folder: Path, task: Task, asked: Demand, *, work: Path, limits: Limits
+    ) -> None:
+        self._demand = asked
+        self._steps = _steps(asked)
+        job = ProbeJob(
+            base=str(folder.resolve()), task=task, steps=self._steps, threads=limits.threads
+        )
+        self._worker = Worker("learning.probe", job, ProbeResult, folder=work, limits=limits)
+
+    def poll(self) -> bool:
+        """Say whether it has ended."""
+        return self._worker.poll()
+
+    def close(self) -> None:
+        """End it."""
+        self._worker.close()
+
+    def calibrations(self) -> dict[bool, Calibration]:
+        """Give a calibration without (False) and one with checkpointing (True).
+
+        Raises
+        ------
+        WorkerFailed, MemoryLimitHit
+            The probe did not come through.
+        """
+        result = self._worker.result()
+        found: dict[bool, list[Point]] = {False: [], True: []}
+        for step, measured in zip(self._steps, result.measured, strict=True):
+            work = _work(self._demand, step)
+            found[step.checkpointing].append(
+                Point(
+                    counted_mb=counted_mb(self._demand, work),
+                    peak_mb=measured.peak_mb,
+                    operations=operations(self._demand.shape, work),
+                    seconds=measured.seconds,
+                )
+            )
+        return {checkpointing: fit(points) for checkpointing, points in found.items()}
+
+
+def keep(path: Path, key: str, found: dict[bool, Calibration]) -> None:
+    """Keep both calibrations of `key` in the file at `path`."""
+    kept = Calibrations(path)
+    for checkpointing, calibration in found.items():
+        kept.put(f"{key}{_SUFFIX[checkpointing]}", calibration)
+
+
+def kept(path: Path, key: str) -> dict[bool, Calibration] | None:
+    """Give both calibrations of `key`, if they are in the file at `path`."""
+    file = Calibrations(path)
+    found = {way: file.get(f"{key}{suffix}") for way, suffix in _SUFFIX.items()}
+    whole = {way: calibration for way, calibration in found.items() if calibration is not None}
+    return whole if len(whole) == len(found) else None
+
+
+_SUFFIX = {False: "", True: "/checkpointing"}
+
+
+def _steps(asked: Demand) -> tuple[ProbeStep, ...]:
+    """Choose micro-batches of growing work, at the length that will be trained."""
+    tokens = asked.batch_size * asked.max_length
+    sizes: list[tuple[int, int]] = []
+    for share in _SHARES:
+        wanted = max(_LEAST_TOKENS, round(tokens * share))
+        length = min(asked.max_length, wanted)
+        size = (max(1, round(wanted / length)), length)
+        if size not in sizes:
+            sizes.append(size)
+    if len(sizes) == 1:  # a tiny task: two points at least
+        sizes.append((2 * sizes[0][0], sizes[0][1]))
+    steps = [
+        ProbeStep(batch=batch, length=length, checkpointing=checkpointing)
+        for checkpointing in (True, False)
+        for batch, length in sizes
+    ]
+    # What an allocator has once taken it may keep, so the peaks must come in rising order.
+    return tuple(sorted(steps, key=lambda step: counted_mb(asked, _work(asked, step))))
+
+
+def _work(asked: Demand, step: ProbeStep) -> Work:
+    return asked.work(step.batch, step.length, checkpointing=step.checkpointing)

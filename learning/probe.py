@@ -1,0 +1,94 @@
+"""A few small training steps that are really taken, to calibrate the planner on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ffm_common.task import Task
+from learning import process
+
+_REPEATS = 3
+
+
+class ProbeStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One micro-batch size to try."""
+
+    batch: int
+    length: int
+    checkpointing: bool
+
+
+class ProbeJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Take each step, smallest first."""
+
+    base: str
+    task: Task
+    steps: tuple[ProbeStep, ...]
+    threads: int
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """Peak resident memory (MB) and seconds of one micro-batch.
+
+    The shortest of a few: what else the machine does only ever adds to the time.
+    """
+
+    peak_mb: float
+    seconds: float
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What each step measured, in the order asked for."""
+
+    measured: tuple[Measured, ...]
+
+
+def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
+    """Do the job, with random tokens: what they say does not change what they cost."""
+    from learning.adam import Adam
+    from learning.engine import Batch
+    from learning.torch_engine import TorchEngine, use_threads
+
+    use_threads(job.threads)
+    found: list[Measured] = []
+    rng = np.random.default_rng(0)
+    engine = TorchEngine(Path(job.base), job.task)
+    tensors = engine.read()
+    adam = Adam(tensors, dict.fromkeys(tensors, 0.0))
+    for number, step in enumerate(job.steps, 1):
+        engine.set_checkpointing(on=step.checkpointing)
+        ids = rng.integers(3, engine.vocabulary, (step.batch, step.length))
+        if job.task.kind == "classification":
+            targets = rng.integers(0, len(job.task.labels), step.batch)
+        else:
+            targets = np.roll(ids, -1, axis=1)
+        batch = Batch(ids, np.ones_like(ids), targets)
+        _forget_peak()
+        times = []
+        for _ in range(_REPEATS):
+            started = time.perf_counter()
+            loss, gradients = engine.gradients(batch)
+            adam.step(tensors, gradients)
+            engine.write(tensors)
+            times.append(time.perf_counter() - started)
+        found.append(
+            Measured(peak_mb=process.peak_memory_mb(), seconds=min(times))
+        )
+        report(number, len(job.steps), loss)
+    return ProbeResult(measured=tuple(found))
+
+
+def _forget_peak() -> None:
+    """Have the kernel start the peak anew (proc(5), clear_refs); without it the peak only grows."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    sys.exit(process.main(ProbeJob, probe))

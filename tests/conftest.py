@@ -1,0 +1,55 @@
+"""Shared by all tests: how libraries wait and where they look, one real base, a few real texts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from ffm_common.task import Task, Training
+from learning.data import Example, write_jsonl
+
+# Before anything imports torch: OpenMP threads that spin cost 3x on a machine that does more.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A slow moment of a busy machine is no failure.
+settings.register_profile("ffm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ffm")
+
+ANIMALS = ["a cat sleeps", "the dog barks at night", "horses run", "a small grey mouse", "two owls"]
+TOOLS = ["a hammer", "the saw cuts wood well", "screws and nails", "a rusty old file", "one drill"]
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the real all-MiniLM-L6-v2, quantized to NF4; read it, never change it."""
+    from learning import base
+    from learning.torch_engine import use_threads
+
+    use_threads(2)
+    folder = tmp_path_factory.mktemp("bases") / "minilm"
+    base.prepare(base.bundled_minilm(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a file of ten short texts, unlike in length, of the labels animal and tool."""
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    pairs = [(text, "animal") for text in ANIMALS] + [(text, "tool") for text in TOOLS]
+    write_jsonl(path, [Example(text=text, label=label) for text, label in pairs])
+    return path
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    """Give the task that `texts` are for; a dozen of its steps learn them by heart."""
+    return Task(
+        labels=("animal", "tool"),
+        training=Training(local_steps=13, batch_size=4, max_length=16),
+        seed=3,
+    )

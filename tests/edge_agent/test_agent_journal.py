@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_agent.journal import Entry, Journal
+from ffm_common.errors import LedgerBroken, PathUnwritable
+
+BLOB = "a" * 64
+
+
+def test_a_new_agent_remembers_nothing(tmp_path: Path) -> None:
+    assert Journal(tmp_path / "journal.json").entry == Entry(boot=0, trained="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_boots_are_counted_and_what_was_trained_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal.json"
+    first = Journal(path)
+    assert first.boot() == 1
+    first.set_trained(BLOB)
+    second = Journal(path)
+    assert second.entry == Entry(boot=1, trained=BLOB)
+    assert second.boot() == 2
+    assert second.entry.trained == BLOB
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"boot": "x"}', b"\xff", b"\x00" * 40])
+def test_a_journal_that_the_card_has_eaten_is_refused_with_its_name(
+    tmp_path: Path, raw: bytes
+) -> None:
+    path = tmp_path / "journal.json"
+    path.write_bytes(raw)
+    with pytest.raises(LedgerBroken, match="journal"):
+        Journal(path)
+    assert path.read_bytes() == raw
+
+
+def test_what_cannot_be_written_is_not_believed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "none" / "journal.json")
+    with pytest.raises(PathUnwritable, match="journal"):
+        journal.boot()
+    assert journal.entry.boot == 0

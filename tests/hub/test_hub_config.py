@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ffm_common.errors import ConfigError, ConfigInvalid
+from hub import config
+
+LEAST = """
+federation = "town"
+base = "../base"
+[public]
+train = "public.jsonl"
+evaluation = "/data/test.jsonl"
+"""
+
+
+def load(folder: Path, text: str) -> config.Located:
+    path = folder / "hub.toml"
+    path.write_text(text)
+    return config.load(path)
+
+
+def test_the_least_configuration_has_every_default(tmp_path: Path) -> None:
+    found = load(tmp_path, LEAST).config
+    assert found.versions.buffer >= 1
+    assert found.broker.kind == "auto"
+    assert found.adapter.kind == "lora"
+
+
+def test_paths_are_relative_to_the_file_and_absolute_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hub.toml").write_text(LEAST)
+    monkeypatch.chdir(tmp_path)
+    found = config.load(Path("hub.toml"))
+    assert found.train == tmp_path / "public.jsonl"
+    assert found.evaluation == Path("/data/test.jsonl")
+    assert found.base == tmp_path / ".." / "base"
+    assert found.folder == tmp_path / "state"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('codec_up = "jpeg"', "codec_up"),
+        ('codec_down = ""', "codec_down"),
+        ("seed = -1", "seed"),
+        ('federation = "Town"', "federation"),
+        ('federation = "a/b"', "federation"),
+        ('federation = "town\\n"', "federation"),
+        ('federation = ""', "federation"),
+        ("[versions]\nbuffer = 0", "versions.buffer"),
+        ("[versions]\ndeadline_s = inf", "versions.deadline_s"),
+        ("[versions]\ndeadline_s = nan", "versions.deadline_s"),
+        ("[versions]\ngrace_s = inf", "versions.grace_s"),
+        ("[versions]\ngrace_s = -1", "versions.grace_s"),
+        ("[broker]\nport = 65536", "broker.port"),
+        ('[broker]\nkind = "rabbit"', "broker.kind"),
+        ("[adapter]\nrank = 0", "adapter.rank"),
+        ("[training]\nlearning_rate = nan", "training.learning_rate"),
+        ("[training]\nlocal_steps = 0", "training.local_steps"),
+        ("[training]\nbatch_size = 0", "training.batch_size"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_key(
+    tmp_path: Path, line: str, named: str
+) -> None:
+    key = line.partition(" = ")[0]
+    plain = "\n".join(row for row in LEAST.splitlines() if not row.startswith(key))
+    text = f"{plain}\n{line}\n" if line.startswith("[") else f"{line}\n{plain}\n"
+    with pytest.raises(ConfigInvalid) as caught:
+        load(tmp_path, text)
+    assert f"hub.toml: {named}: " in caught.value.message
+
+
+@pytest.mark.parametrize("left_out", ["federation", "base", "train", "evaluation"])
+def test_a_key_that_must_be_there_is_named(tmp_path: Path, left_out: str) -> None:
+    text = "\n".join(row for row in LEAST.splitlines() if not row.startswith(left_out))
+    with pytest.raises(ConfigError, match=left_out):
+        load(tmp_path, text)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from ffm_common import tensors as shape
+from ffm_common.errors import AdapterInvalid
+from ffm_common.task import Task
+from hub.worker import ADAPTER, BLOB, VersionJob, make_version
+from learning import adapter, base
+from learning.model import Learner
+from learning.trainer import Trainer, evaluate
+from quantization.updates.container import shapes_of, unpack
+
+
+@pytest.fixture
+def job(minilm: Path, task: Task, texts: Path) -> VersionJob:
+    """Give a job for version 0, which is a fresh adapter."""
+    return VersionJob(
+        base=str(minilm),
+        base_digest=base.describe(minilm).digest,
+        version=0,
+        candidate=None,
+        task=task,
+        codec="int8",
+        train=str(texts),
+        evaluation=str(texts),
+        text=None,
+        label=None,
+        steps=4,
+        rate_scale=0.5,
+        threads=2,
+        seed=1,
+    )
+
+
+def silent(*_: object) -> None:
+    """Report nothing."""
+
+
+def test_version_0_is_a_fresh_adapter_the_same_each_time(
+    job: VersionJob, minilm: Path, task: Task, tmp_path: Path
+) -> None:
+    result = make_version(job, tmp_path, silent)
+    assert result.public_loss is None
+    assert result.measure.loss == pytest.approx(np.log(2), abs=0.2)
+    fresh = Learner(minilm, task).engine.read()
+    held = adapter.load_tensors(tmp_path / ADAPTER)
+    for name, array in fresh.items():
+        np.testing.assert_allclose(held[name], array, atol=0.01)
+    blob = (tmp_path / BLOB).read_bytes()
+    make_version(job, tmp_path, silent)
+    assert (tmp_path / BLOB).read_bytes() == blob
+
+
+def test_what_agents_will_decode_is_what_was_measured_and_kept(
+    job: VersionJob, minilm: Path, task: Task, texts: Path, tmp_path: Path
+) -> None:
+    result = make_version(job, tmp_path, silent)
+    learner = Learner(minilm, task)
+    _, state = unpack(
+        (tmp_path / BLOB).read_bytes(), shapes_of(learner.engine.read()), base=job.base_digest
+    )
+    kept = adapter.load_tensors(tmp_path / ADAPTER)
+    assert shape.content_digest(state) == shape.content_digest(kept)
+    learner.engine.write(state)
+    assert evaluate(learner.engine, learner.shard(texts)) == result.measure
+    card = adapter.read_card(tmp_path / ADAPTER)
+    assert (card.version, card.task, card.base_digest) == (0, task, job.base_digest)
+    assert Learner.load(tmp_path / ADAPTER).answer(["a cat"])[0].label in task.labels
+
+
+def test_a_candidate_is_refreshed_on_public_data_with_its_own_rate(
+    job: VersionJob, minilm: Path, task: Task, texts: Path, tmp_path: Path
+) -> None:
+    learner = Learner(minilm, task)
+    candidate = tmp_path / "candidate.safetensors"
+    shape.save(candidate, learner.engine.read())
+    steps: list[tuple[object, ...]] = []
+    closing = msgspec.structs.replace(
+        job, version=1, candidate=str(candidate), codec="fp32", steps=4, rate_scale=0.5
+    )
+    result = make_version(closing, tmp_path, lambda *step: steps.append(step))
+    assert [step[:2] for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    training = msgspec.structs.replace(task.training, learning_rate=1e-3, head_learning_rate=1e-3)
+    losses = Trainer(
+        learner.engine, learner.shard(texts), training, micro_batch=4, seed=job.seed
+    ).run(4)
+    assert result.public_loss == pytest.approx(np.mean(losses))
+    kept = adapter.load_tensors(tmp_path / ADAPTER)
+    assert shape.content_digest(kept) == shape.content_digest(learner.engine.read())
+
+
+def test_without_public_steps_the_candidate_is_the_version(
+    job: VersionJob, minilm: Path, task: Task, tmp_path: Path
+) -> None:
+    candidate = tmp_path / "candidate.safetensors"
+    tensors = Learner(minilm, task).engine.read()
+    shape.save(candidate, tensors)
+    closing = msgspec.structs.replace(
+        job, version=1, candidate=str(candidate), codec="fp32", steps=0
+    )
+    assert make_version(closing, tmp_path, silent).public_loss is None
+    kept = adapter.load_tensors(tmp_path / ADAPTER)
+    assert shape.content_digest(kept) == shape.content_digest(tensors)
+
+
+def test_a_candidate_that_does_not_fit_is_refused_and_nothing_is_left(
+    job: VersionJob, tmp_path: Path
+) -> None:
+    candidate = tmp_path / "candidate.safetensors"
+    shape.save(candidate, {"x": np.zeros(3, np.float32)})
+    with pytest.raises(AdapterInvalid):
+        make_version(
+            msgspec.structs.replace(job, version=1, candidate=str(candidate)), tmp_path, silent
+        )
+    assert [path.name for path in tmp_path.iterdir()] == [candidate.name]

