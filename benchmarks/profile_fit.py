@@ -13,6 +13,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,7 @@ class Bench:
             training=Training(local_steps=_STEPS, batch_size=batch_size, max_length=length),
         )
         asked = planning.demand(folder, task, update_bits=8.0)
-        probe = planning.Probe(folder, task, asked, work=self._work / "probe", limits=limits)
-        while not probe.poll():
-            pass
-        plan = planner.plan(profile, asked, probe.calibrations())
+        plan = planner.plan(profile, asked, planning.measure(folder, task, asked, limits))
         worker: Worker[TrainResult] = Worker(
             "edge_agent.worker",
             TrainJob(
@@ -167,7 +165,7 @@ class Bench:
             limits=limits,
         )
         while not worker.poll():
-            pass
+            time.sleep(0.05)
         result = worker.result()
         return Row(
             profile=name,

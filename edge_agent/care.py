@@ -6,6 +6,8 @@ import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from profiles.gate import Gate, Pause
 from profiles.ledger import Ledger
 from profiles.meter import Meter
@@ -56,7 +58,8 @@ class Care:
         """Look if it is time to; `now` is the monotonic clock."""
         if now >= self._next:
             self._next = now + self._interval_s
-            self.pauses = self._gate.check(self._meter.read(), self._clock(), self._ledger)
+            reading = msgspec.structs.replace(self._meter.read(), at_s=now)
+            self.pauses = self._gate.check(reading, self._clock(), self._ledger)
 
     @property
     def silent(self) -> bool:

@@ -21,7 +21,7 @@ from profiles import planner
 from profiles.limits import Limits
 from profiles.planner import Plan
 from profiles.profile import Profile
-from quantization.updates.codec import bits_of
+from quantization.updates.rates import bits_of
 
 log = logging.getLogger("ffm.agent")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from itertools import pairwise
@@ -10,10 +11,13 @@ from statistics import median
 
 import msgspec
 
-from ffm_common.errors import WorkerPaused
+from ffm_common.errors import AdapterInvalid, WorkerPaused
 from ffm_common.files import write_atomic
 from ffm_common.task import Task
 from learning import process
+from learning.batches import Shard
+from learning.engine import Engine
+from learning.trainer import Trainer
 
 UPDATE = "update.ffm"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -65,7 +69,6 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     from ffm_common.tensors import subtract
     from learning.model import Learner
     from learning.torch_engine import use_threads
-    from learning.trainer import Trainer
     from quantization.updates.container import pack, shapes_of, unpack
 
     use_threads(job.threads)
@@ -76,14 +79,7 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     shapes = shapes_of(learner.engine.read())
     _, start = unpack(Path(job.version_blob).read_bytes(), shapes, base=job.base_digest)
     learner.engine.write(start)
-    trainer = Trainer(
-        learner.engine,
-        shard,
-        task.training,
-        micro_batch=job.micro_batch,
-        seed=job.seed,
-        checkpoint=folder / _CHECKPOINT,
-    )
+    trainer = _trainer(job, learner.engine, shard, folder / _CHECKPOINT)
     steps = task.training.local_steps
     moments = [time.monotonic()]
 
@@ -110,6 +106,27 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
         step_seconds=median(after - before for before, after in pairwise(moments)),
         peak_memory_mb=process.peak_memory_mb(),
     )
+
+
+def _trainer(job: TrainJob, engine: Engine, shard: Shard, checkpoint: Path) -> Trainer:
+    """Go on from the checkpoint, or start anew where it was damaged: a board may lose power."""
+
+    def build() -> Trainer:
+        return Trainer(
+            engine,
+            shard,
+            job.task.training,
+            micro_batch=job.micro_batch,
+            seed=job.seed,
+            checkpoint=checkpoint,
+        )
+
+    try:
+        return build()
+    except AdapterInvalid as error:
+        logging.warning("starting anew: %s", error.message)
+        checkpoint.unlink()
+        return build()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from learning.process import Worker
 from learning.trainer import Measure
 from profiles import profile as profiles
 from profiles.limits import Limits
-from quantization.updates.codec import bits_of
+from quantization.updates.rates import bits_of
 
 _PROFILES = ("rpi4-4gb", "rpi5-8gb", "jetson-orin-nano-8gb", "laptop-cpu")
 _PER_AREA = 300
@@ -250,14 +250,8 @@ class _Fleet:
             key = planning.calibration_key(base_folder, task, limits)
             if planning.kept(self._layout.calibration, key) is None:
                 self._screen.say("measuring this machine with a few small steps")
-                work = self._layout.out / "probe"
-                probe = planning.Probe(base_folder, task, asked, work=work, limits=limits)
-                try:
-                    while not probe.poll():
-                        time.sleep(_LOOK_S / 5)
-                    planning.keep(self._layout.calibration, key, probe.calibrations())
-                finally:
-                    probe.close()
+                found = planning.measure(base_folder, task, asked, limits)
+                planning.keep(self._layout.calibration, key, found)
 
     def _start(self, name: str, arguments: list[str]) -> Child:
         return Child(name, arguments, self._layout.logs / f"{name}.log")

@@ -35,17 +35,17 @@ from federation.topics import ChunkRoute, MessageRoute, StateRoute, Topics
 from ffm_common import tensors as shape
 from ffm_common.errors import (
     BlobOversize,
+    FfmError,
     LedgerBroken,
     MessageInvalid,
     UpdateInvalid,
-    WorkerFailed,
 )
 from ffm_common.files import make_folder, sync_folder
 from ffm_common.lock import FolderLock
 from ffm_common.seeds import derive
 from ffm_common.task import Task
 from ffm_common.tensors import Tensors
-from hub.aggregation import Contribution, aggregate
+from hub.aggregation import Contribution, aggregate, hold
 from hub.broker import Broker
 from hub.config import Located
 from hub.ledger import Ledger, UpdateRow, VersionRow
@@ -342,7 +342,9 @@ class Hub:
             return late
         blob = path.read_bytes()
         try:
-            header, _ = unpack(blob, shapes_of(self._tensors), base=self._base.digest)
+            header, delta = unpack(blob, shapes_of(self._tensors), base=self._base.digest)
+            # What could not be added up later must not be counted now.
+            hold(self._tensors, delta, agent)
             if header.kind != "update" or header.version != offer.version:
                 raise UpdateInvalid(f"{header.kind} of version {header.version} in its place")
         except UpdateInvalid as error:
@@ -432,7 +434,7 @@ class Hub:
         version = 0 if self._version is None else self._version.version + 1
         try:
             result = worker.result()
-        except WorkerFailed as error:
+        except FfmError as error:
             self._failures += 1
             log.error("making version %d failed: %s", version, error.message)
             if self._failures >= _ATTEMPTS:

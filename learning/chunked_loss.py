@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from learning.engine import SCORED_AT_ONCE, Score
+from learning.engine import Score
+from profiles.shapes import SCORED_AT_ONCE
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from ffm_common.commands import group
+
+if TYPE_CHECKING:
+    from profiles.planner import Plan
 
 
 def add_commands(commands: Any) -> None:
@@ -31,6 +36,27 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("--label", help="column of the label")
     _adapter_arguments(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    plan = group(commands, "profile", "device profiles: what a board may spend").add_parser(
+        "plan", help="how a device would train a base, and what that costs"
+    )
+    plan.add_argument("--base", type=Path, required=True, metavar="DIR", help="prepared base")
+    plan.add_argument("--profile", default="laptop-cpu", help="a shipped name or a TOML file")
+    plan.add_argument("--adapter", choices=("lora", "prompt"), default="lora")
+    plan.add_argument("--rank", type=int, default=8)
+    plan.add_argument("--length", type=int, default=64, help="tokens per example")
+    plan.add_argument("--batch", type=int, default=16, help="examples per step")
+    plan.add_argument("--steps", type=int, default=16, help="steps per version")
+    plan.add_argument("--labels", type=int, default=10, help="0: a language model")
+    plan.add_argument("--codec", default="int8")
+    plan.add_argument(
+        "--measure", action="store_true", help="take a few steps here first, and keep the result"
+    )
+    plan.add_argument(
+        "--calibration", type=Path, default=Path("calibration.json"), help="where it is kept"
+    )
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(run=_plan)
 
 
 def _adapter_arguments(command: argparse.ArgumentParser) -> None:
@@ -75,3 +101,66 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             f"{measure.examples} examples\n"
         )
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from ffm_common.config import convert
+    from ffm_common.task import Task
+    from learning import planning
+    from profiles import planner
+    from profiles import profile as profiles
+    from profiles.limits import Limits
+    from quantization.updates.rates import bits_of
+
+    decoder = arguments.labels == 0
+    task = convert(
+        {
+            "kind": "causal-lm" if decoder else "classification",
+            "labels": [f"label {number}" for number in range(arguments.labels)],
+            "adapter": {
+                "kind": arguments.adapter,
+                "rank": arguments.rank,
+                **({"targets": ["q_proj", "k_proj", "v_proj", "o_proj"]} if decoder else {}),
+            },
+            "training": {
+                "max_length": arguments.length,
+                "batch_size": arguments.batch,
+                "local_steps": arguments.steps,
+            },
+        },
+        Task,
+        source="command line",
+    )
+    profile = profiles.load(arguments.profile)
+    limits = Limits.of(profile)
+    asked = planning.demand(arguments.base, task, bits_of(arguments.codec))
+    key = planning.calibration_key(arguments.base, task, limits)
+    if arguments.measure:
+        sys.stderr.write("measuring this machine with a few small steps\n")
+        planning.keep(
+            arguments.calibration, key, planning.measure(arguments.base, task, asked, limits)
+        )
+    found = planning.kept(arguments.calibration, key) or planner.guess(profile, asked)
+    plan = planner.plan(profile, asked, found)
+    sys.stdout.write(
+        msgspec.json.encode(plan).decode() + "\n" if arguments.json else _plan_lines(plan)
+    )
+    return 0
+
+
+def _plan_lines(plan: Plan) -> str:
+    basis = "measured on this machine" if plan.measured else "guessed from published figures"
+    energy = "" if plan.joules_per_version is None else f"{plan.joules_per_version:.0f} J"
+    rows = {
+        "engine, weights": f"{plan.engine}, {plan.weights}",
+        "rank": str(plan.rank),
+        "micro-batch": f"{plan.micro_batch} x {plan.accumulation}",
+        "tokens": str(plan.max_length),
+        "checkpointing": "yes" if plan.checkpointing else "no",
+        "threads": str(plan.threads),
+        "peak memory": f"{plan.memory_mb:.0f} MB",
+        "step": f"{plan.step_seconds:.2f} s",
+        "per version": f"{plan.bytes_per_version / 1e3:.0f} kB both ways {energy}".rstrip(),
+        "basis": basis,
+    }
+    return "".join(f"{name:<16} {value}\n" for name, value in rows.items())

@@ -16,8 +16,6 @@ from ffm_common.tensors import Array, Tensors
 
 IGNORED = -100
 """The target of a position that is not scored."""
-SCORED_AT_ONCE = 64
-"""How many positions of a language model have scores in memory together."""
 
 
 class Batch(msgspec.Struct, frozen=True):

@@ -138,7 +138,11 @@ def causal_bias(graph: Graph, mask: Value, heads: Heads) -> Value:
     length = mask.shape[1]
     shape = ("batch", 1, length, length)
     wide = graph.op(
-        "Unsqueeze", mask, graph.constant([1, 2]), shape=("batch", 1, 1, length), element=TensorProto.INT64
+        "Unsqueeze",
+        mask,
+        graph.constant([1, 2]),
+        shape=("batch", 1, 1, length),
+        element=TensorProto.INT64,
     )
     size = graph.op("Shape", mask, shape=(1,), element=TensorProto.INT64, start=1, end=2)
     square = graph.op(
@@ -161,9 +165,7 @@ def length_of(graph: Graph, bias: Value) -> Value:
 
 
 def _bias(graph: Graph, allowed: Value, shape: tuple[Dim, ...]) -> Value:
-    chosen = graph.op(
-        "Cast", allowed, shape=shape, element=TensorProto.BOOL, to=TensorProto.BOOL
-    )
+    chosen = graph.op("Cast", allowed, shape=shape, element=TensorProto.BOOL, to=TensorProto.BOOL)
     return graph.op("Where", chosen, scalar(graph, 0), scalar(graph, _LOWEST), shape=shape)
 
 

@@ -11,21 +11,49 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ffm_common.errors import AdapterInvalid, ConfigInvalid, ModelDigest, ModelMissing
+from ffm_common.errors import (
+    AdapterInvalid,
+    ConfigInvalid,
+    ModelDigest,
+    ModelMissing,
+    ModelUnsupported,
+)
 from ffm_common.files import sha256_file
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors, load, ordered, spec_digest
-from learning.engine import Batch, Score, score_of
+from learning.engine import IGNORED, Batch, Score, score_of
 
 MANIFEST, STEP, ANSWER = "onnx.json", "step.onnx", "answer.onnx"
-START = "start.safetensors"
+WEIGHTS, START = "weights.bin", "start.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+Format: TypeAlias = Literal["fp32", "int8", "nf4"]
+
+
+class Lookup(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an embedding matrix lies in ``weights.bin``.
+
+    Parameters
+    ----------
+    offset
+        Of its first byte.
+    rows, width
+        Its shape.
+    scales
+        Offset of one float32 scale for each row, if the rows are int8 and not float32.
+    """
+
+    offset: int
+    rows: int
+    width: int
+    scales: int | None
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,13 +67,16 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
         How matrices are kept.
     task
         What the graphs were written for.
+    embedding
+        Where the vectors of the tokens are.
     files
         SHA-256 of each file of the folder.
     """
 
     base_digest: str
-    weights: Literal["fp32", "int8", "nf4"]
+    weights: Format
     task: Task
+    embedding: Lookup
     files: dict[str, str]
 
 
@@ -95,7 +126,9 @@ class OnnxEngine:
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
         self._folder = folder
-        self.task = describe(folder).task
+        exported = describe(folder)
+        self.task = exported.task
+        self._embedding = _Embedding(folder / WEIGHTS, exported.embedding)
         self._threads = threads or _threads()
         self._tensors = load(folder / START)
         self._spec = spec_digest(self._tensors)
@@ -126,18 +159,47 @@ class OnnxEngine:
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
         """Give a classifier's scores of each label, shape (batch, labels)."""
-        (scores,) = self._run(ANSWER, ids, mask)
+        (scores,) = self._run(ANSWER, ids, mask, None)
         return scores
 
-    def _run(self, graph: str, *inputs: NDArray[np.int64]) -> list[Array]:
+    def _run(
+        self,
+        graph: str,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        targets: NDArray[np.int64] | None,
+    ) -> list[Array]:
         longest = self.task.training.max_length
-        if inputs[0].shape[1] > longest:
+        if ids.shape[1] > longest:
             raise ConfigInvalid(
-                f"an example of {inputs[0].shape[1]} tokens; the step was exported for {longest}"
+                f"an example of {ids.shape[1]} tokens; the step was exported for {longest}"
             )
-        given = dict(zip(("ids", "mask", "targets"), inputs, strict=False))
+        given: dict[str, NDArray[Any]] = {"mask": mask}
+        if targets is None:
+            given["rows"], given["ids"] = self._embedding.rows(ids)
+        elif self.task.kind == "classification":
+            given["rows"], given["ids"] = self._embedding.rows(ids)
+            given["targets"] = targets
+        else:
+            given |= self._language(graph, ids, targets)
         found: list[Array] = self._session(graph).run(None, {**given, **self._tensors})
         return found
+
+    def _language(
+        self, graph: str, ids: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """Give what a language model's graphs want: only scored places meet the vocabulary."""
+        example, place = np.nonzero(targets != IGNORED)
+        wanted = targets[example, place]
+        rows, numbers = self._embedding.rows(np.concatenate([ids.ravel(), wanted]))
+        before = self.task.adapter.prompt_tokens if self.task.adapter.kind == "prompt" else 0
+        given = {
+            "rows": rows,
+            "ids": numbers[: ids.size].reshape(ids.shape),
+            "wanted": numbers[ids.size :],
+            "places": example * (before + ids.shape[1]) + before + place,
+        }
+        return given if graph == STEP else {**given, "targets": wanted}
 
     def _session(self, graph: str) -> Any:
         """Open a graph; one at a time, for each has its own view of the weights."""
@@ -147,23 +209,61 @@ class OnnxEngine:
         return self._open[1]
 
 
+class _Embedding:
+    """Token vectors, read from the file: mapped, a few rows would bring in most of its pages."""
+
+    def __init__(self, path: Path, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._file = path.open("rb", buffering=0)
+
+    def rows(self, ids: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
+        """Give the vectors of all distinct ids, and for each id the number of its vector.
+
+        Raises
+        ------
+        ModelUnsupported
+            An id is not in the vocabulary.
+        """
+        found = self._lookup
+        distinct, numbers = np.unique(ids, return_inverse=True)
+        if distinct[0] < 0 or distinct[-1] >= found.rows:
+            raise ModelUnsupported(
+                f"token {distinct[0]} to {distinct[-1]}; the base knows 0 to {found.rows - 1}",
+                remedy="use the tokenizer that was exported with the base",
+            )
+        if found.scales is None:
+            rows = self._read(distinct, found.offset, found.width, np.dtype(np.float32))
+        else:
+            codes = self._read(distinct, found.offset, found.width, np.dtype(np.int8))
+            scales = self._read(distinct, found.scales, 1, np.dtype(np.float32))
+            rows = codes.astype(np.float32) * scales
+        return rows, numbers.reshape(ids.shape)
+
+    def _read(
+        self, distinct: NDArray[np.int64], offset: int, width: int, kind: np.dtype[Any]
+    ) -> NDArray[Any]:
+        size = width * kind.itemsize
+        handle = self._file.fileno()
+        parts = [os.pread(handle, size, offset + number * size) for number in distinct.tolist()]
+        return np.frombuffer(b"".join(parts), dtype=kind).reshape(len(parts), width)
+
+
 def _open_session(path: Path, threads: int) -> Any:
     runtime = import_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # In the order of the file, which was chosen so that little lives at a time.
-    options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED if not os.environ.get("XDEF") else runtime.ExecutionOrder.DEFAULT
-    options.enable_cpu_mem_arena = bool(os.environ.get("XARENA"))
-    options.enable_mem_pattern = bool(os.environ.get("XPAT"))
-    options.enable_mem_reuse = not os.environ.get("XNOREUSE")
+    options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+    # Planned reuse keeps a buffer until its last reader; the arena takes it back at once.
+    options.enable_mem_reuse = False
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = True
     options.add_session_config_entry("session.disable_prepacking", "1")
     # An idle thread that spins takes the core from the owner's work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return runtime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # what the runtime raises depends on its version
         raise ModelMissing(f"{path} cannot be run: {error}") from error
 

@@ -23,7 +23,7 @@ from ffm_common.errors import ConfigInvalid, ModelUnsupported
 from ffm_common.files import make_folder, sha256_file, write_atomic
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
-from learning import base, onnx_loss, onnx_models
+from learning import base, onnx_loss, onnx_models, onnx_ops
 from learning.onnx_engine import (
     ANSWER,
     MANIFEST,
@@ -40,7 +40,10 @@ from learning.onnx_weights import BaseTensors, Format, Weights
 from learning.torch_engine import TorchEngine
 
 _WEIGHTS = "weights.bin"
-_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_EMBEDDING = {
+    "classification": "embeddings.word_embeddings.weight",
+    "causal-lm": "embed_tokens.weight",
+}
 _NETWORKS = {"classification": ("bert",), "causal-lm": ("llama", "qwen2")}
 _PREFIX = {"classification": "base_model.model.bert.", "causal-lm": "base_model.model.model."}
 
@@ -89,11 +92,18 @@ def export(
             for name, training in ((STEP, True), (ANSWER, False)):
                 writer = _Writer(task, config, kept, start, rotation, recompute=recompute)
                 onnx.save(writer.model(training=training), part / name)
+            embedding = kept.lookup(_EMBEDDING[task.kind])
         shape.save(part / START, start)
         for name in TOKENIZER:
             shutil.copyfile(folder / name, part / name)
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
-        exported = Exported(base_digest=found.digest, weights=weights, task=task, files=files)
+        exported = Exported(
+            base_digest=found.digest,
+            weights=weights,
+            task=task,
+            embedding=embedding,
+            files=files,
+        )
         write_atomic(part / MANIFEST, msgspec.json.format(msgspec.json.encode(exported)))
         part.chmod(0o755)
         shutil.rmtree(out, ignore_errors=True)
@@ -121,6 +131,8 @@ class _Writer:
         self._graph = Graph()
         self._tape = Tape(self._graph)
         self._words = "words" if PROMPT in start else "length"
+        features = int(config["hidden_size"])
+        self._rows = self._graph.input("rows", ("rows", features))
         self._ids = self._graph.input("ids", ("batch", self._words), TensorProto.INT64)
         self._mask = self._graph.input("mask", ("batch", self._words), TensorProto.INT64)
         self._parts = Parts(
@@ -137,43 +149,43 @@ class _Writer:
 
     def model(self, *, training: bool) -> onnx.ModelProto:
         """Give the step, or the graph that answers."""
+        words = self._look_up(self._ids)
         if self._task.kind == "classification":
-            logits = onnx_models.bert(self._parts, self._ids, self._mask)
+            logits = onnx_models.bert(self._parts, words, self._mask)
             if not training:
                 self._graph.output("logits", logits)
             else:
                 targets = self._graph.input("targets", ("batch",), TensorProto.INT64)
                 self._finish(onnx_loss.cross_entropy(self._tape, logits, targets))
         else:
-            self._language(training=training)
+            self._language(words, training=training)
         return self._graph.model("ffm")
 
-    def _language(self, *, training: bool) -> None:
+    def _look_up(self, numbers: Value) -> Value:
+        shape = (*numbers.shape, self._rows.shape[1])
+        return self._graph.op("Gather", self._rows, numbers, shape=shape)
+
+    def _language(self, words: Value, *, training: bool) -> None:
         if self._rotation is None:
             raise ValueError("a language model needs its rotation")
-        graph, weights = self._graph, self._parts.weights
-        hidden = onnx_models.llama(self._parts, self._ids, self._mask, self._rotation)
-        given = graph.input("targets", ("batch", self._words), TensorProto.INT64)
-        targets = graph.op(
-            "Reshape", given, graph.constant([-1]), shape=hidden.shape[:1], element=TensorProto.INT64
-        )
-        name = _EMBEDDING if self._parts.config.get("tie_word_embeddings") else _HEAD
+        graph, parts = self._graph, self._parts
+        stream = onnx_models.llama(parts, words, self._mask, self._rotation)
+        places = graph.input("places", ("scored",), TensorProto.INT64)
+        right = self._look_up(graph.input("wanted", ("scored",), TensorProto.INT64))
+        with graph.keeping():
+            hidden = onnx_models.final_norm(parts, onnx_ops.pick(self._tape, stream, places))
 
         def slab(rows: range) -> Value:
-            return weights.slab(graph, name, rows)
+            return parts.weights.slab(graph, _EMBEDDING["causal-lm"], rows)
 
-        def rows(numbers: Value) -> Value:
-            return weights.rows(graph, name, numbers)
-
-        vocabulary = int(self._parts.config["vocab_size"])
+        vocabulary = int(parts.config["vocab_size"])
         if training:
-            self._finish(
-                onnx_loss.language_loss(self._tape, hidden, targets, vocabulary, slab, rows)
-            )
+            self._finish(onnx_loss.language_loss(self._tape, hidden, right, vocabulary, slab))
         else:
-            loss, right = onnx_loss.language_score(graph, hidden, targets, vocabulary, slab, rows)
+            targets = graph.input("targets", ("scored",), TensorProto.INT64)
+            loss, hits = onnx_loss.language_score(graph, hidden, right, targets, vocabulary, slab)
             graph.output("loss", loss)
-            graph.output("right", right)
+            graph.output("right", hits)
 
     def _finish(self, loss: Value) -> None:
         self._tape.backward()
@@ -192,6 +204,8 @@ def _check(task: Task, config: dict[str, Any]) -> None:
             f"a {task.kind} on {config.get('model_type')} cannot be exported, only on"
             f" {' or '.join(kinds)}"
         )
+    if task.kind == "causal-lm" and not config.get("tie_word_embeddings"):
+        raise ModelUnsupported("the base has an output matrix of its own, which is not exported")
     prompt = task.adapter.prompt_tokens if task.adapter.kind == "prompt" else 0
     if task.training.max_length + prompt > config["max_position_embeddings"]:
         raise ConfigInvalid(

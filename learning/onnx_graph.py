@@ -119,7 +119,7 @@ class Graph:
         inputs
             None stands for an optional input left out.
         shape, element
-            Of the output; they let the runtime compute in place and use memory again.
+            Of the output.
         fleeting
             Never keep it: it is cheaper to make anew than to hold (a dequantized matrix).
         attributes
@@ -139,7 +139,9 @@ class Graph:
         **attributes: Any,
     ) -> list[Value]:
         """Add a node with several outputs; see `op`."""
-        outputs = [Value(f"v{self._count + place}", shape, element) for place, shape in enumerate(shapes)]
+        outputs = [
+            Value(f"v{self._count + place}", shape, element) for place, shape in enumerate(shapes)
+        ]
         self._count += len(outputs)
         node = _Node(kind, inputs, tuple(outputs), attributes, fleeting)
         self._nodes.append(node)
@@ -192,14 +194,12 @@ class Graph:
                 chosen.append(node)
                 needed.update(part.name for part in node.inputs if part is not None)
         renamed = {value.name: output for output, value in self._outputs}
-        values = [output for node in chosen for output in node.outputs if output.name in needed]
         graph = helper.make_graph(
             [_proto(node, needed, renamed) for node in reversed(chosen)],
             name,
             [_info(value, value.name) for value in self._inputs],
             [_info(value, output) for output, value in self._outputs],
             [proto for name, proto in self._constants.items() if name in needed],
-            value_info=[_info(value, value.name) for value in values if value.name not in renamed],
         )
         return helper.make_model(
             graph,

@@ -19,7 +19,6 @@ from learning.onnx_ops import Tape, scalar
 _SLAB_ROWS = 4096
 
 Slab = Callable[[range], Value]
-Rows = Callable[[Value], Value]
 
 
 def cross_entropy(tape: Tape, logits: Value, targets: Value) -> Value:
@@ -54,125 +53,131 @@ def cross_entropy(tape: Tape, logits: Value, targets: Value) -> Value:
     return loss
 
 
-def language_loss(
-    tape: Tape, hidden: Value, targets: Value, vocabulary: int, slab: Slab, rows: Rows
-) -> Value:
-    """Give the mean cross-entropy over scored targets and start the backward pass.
+def language_loss(tape: Tape, hidden: Value, right: Value, vocabulary: int, slab: Slab) -> Value:
+    """Give the mean cross-entropy and start the backward pass.
 
     Parameters
     ----------
     tape
         The tape.
     hidden
-        Shape (inputs, features).
-    targets
-        Int64, shape (inputs,); negative where nothing is scored.
+        Hidden states at the scored places, shape (scored, features).
+    right
+        The output matrix's rows of the right tokens, shape (scored, features).
     vocabulary
         Rows of the output matrix.
-    slab, rows
-        Give consecutive rows of the output matrix, and rows by their numbers.
+    slab
+        Gives consecutive rows of the output matrix, for one use.
     """
     graph, shape, column = tape.graph, hidden.shape, (hidden.shape[0], 1)
-    best: Value | None = None
-    total = mixed = hidden
-    for matrix in _slabs(slab, vocabulary):
-        scores = graph.op("Gemm", hidden, matrix, shape=(column[0], matrix.shape[0]), transB=1)
-        highest = _reduce(graph, "ReduceMax", scores)
-        before, best = best, highest if best is None else graph.op(
-            "Max", best, highest, shape=column
-        )
-        raised = graph.op("Sub", scores, best, shape=scores.shape)
-        powers = graph.op("Exp", raised, shape=scores.shape)
-        part = _reduce(graph, "ReduceSum", powers)
-        if before is None:
-            total, mixed = part, graph.op("Gemm", powers, matrix, shape=shape)
-        else:
-            fade = graph.op("Exp", graph.op("Sub", before, best, shape=column), shape=column)
-            faded = graph.op("Mul", total, fade, shape=column)
-            total = graph.op("Add", faded, part, shape=column)
+    walk = _Walk(graph, hidden)
+    mixed = hidden
+    for start, rows in _slabs(vocabulary):
+        powers, fade = walk.step(slab(rows))
+        matrix = slab(rows)
+        if start:
             sofar = graph.op("Mul", mixed, fade, shape=shape)
             mixed = graph.op("Gemm", powers, matrix, sofar, shape=shape)
-    weight, wanted = _scored(graph, targets)
-    right = rows(wanted)
-    hit = _reduce(graph, "ReduceSum", graph.op("Mul", hidden, right, shape=shape))
-    level = graph.op("Add", graph.op("Log", total, shape=column), best, shape=column)
-    losses = graph.op("Mul", graph.op("Sub", level, hit, shape=column), weight, shape=column)
-    count = graph.op("ReduceSum", weight, shape=(), keepdims=0)
-    loss = graph.op("Div", graph.op("ReduceSum", losses, shape=(), keepdims=0), count, shape=())
-    expected = graph.op("Div", mixed, total, shape=shape)
+        else:
+            mixed = graph.op("Gemm", powers, matrix, shape=shape)
+    losses = walk.losses(right)
+    loss = graph.op("ReduceMean", losses, shape=(), keepdims=0)
+    expected = graph.op("Div", mixed, walk.total, shape=shape)
     excess = graph.op("Sub", expected, right, shape=shape)
-    share = graph.op("Div", weight, count, shape=column)
-    tape.add(hidden, graph.op("Mul", excess, share, shape=shape))
+    size = graph.op("Shape", hidden, shape=(1,), element=TensorProto.INT64, start=0, end=1)
+    count = graph.op("Cast", size, shape=(1,), to=TensorProto.FLOAT)
+    tape.add(hidden, graph.op("Div", excess, count, shape=shape))
     return loss
 
 
 def language_score(
-    graph: Graph, hidden: Value, targets: Value, vocabulary: int, slab: Slab, rows: Rows
+    graph: Graph, hidden: Value, right: Value, targets: Value, vocabulary: int, slab: Slab
 ) -> tuple[Value, Value]:
-    """Give the sum of cross-entropies over scored targets, and how many of them were hit."""
-    shape, column = hidden.shape, (hidden.shape[0], 1)
-    best = total = place = hidden
-    for start, matrix in zip(
-        range(0, vocabulary, _SLAB_ROWS), _slabs(slab, vocabulary), strict=True
-    ):
-        scores = graph.op("Gemm", hidden, matrix, shape=(column[0], matrix.shape[0]), transB=1)
-        highest = _reduce(graph, "ReduceMax", scores)
+    """Give the sum of cross-entropies, and how many targets have the highest score of all.
+
+    Parameters as in `language_loss`; `targets` are the numbers of the right tokens, shape
+    (scored,).
+    """
+    column = (hidden.shape[0], 1)
+    walk = _Walk(graph, hidden)
+    place = targets
+    for start, rows in _slabs(vocabulary):
+        before = walk.best
+        walk.step(slab(rows))
         found = graph.op(
-            "ArgMax", scores, shape=column, element=TensorProto.INT64, axis=1, keepdims=1
+            "ArgMax", walk.scores, shape=column, element=TensorProto.INT64, axis=1, keepdims=1
         )
         number = graph.op(
             "Add", found, graph.constant(np.int64(start)), shape=column, element=TensorProto.INT64
         )
-        raised = graph.op("Max", best, highest, shape=column) if start else highest
-        powers = graph.op(
-            "Exp", graph.op("Sub", scores, raised, shape=scores.shape), shape=scores.shape
-        )
-        part = _reduce(graph, "ReduceSum", powers)
         if start:
-            fade = graph.op("Exp", graph.op("Sub", best, raised, shape=column), shape=column)
-            total = graph.op(
-                "Add", graph.op("Mul", total, fade, shape=column), part, shape=column
-            )
-            higher = graph.op(
-                "Greater", highest, best, shape=column, element=TensorProto.BOOL
-            )
-            place = graph.op(
+            higher = graph.op("Greater", walk.best, before, shape=column, element=TensorProto.BOOL)
+            number = graph.op(
                 "Where", higher, number, place, shape=column, element=TensorProto.INT64
             )
-        else:
-            total, place = part, number
-        best = raised
-    weight, wanted = _scored(graph, targets)
-    hit = _reduce(graph, "ReduceSum", graph.op("Mul", hidden, rows(wanted), shape=shape))
-    level = graph.op("Add", graph.op("Log", total, shape=column), best, shape=column)
-    losses = graph.op("Mul", graph.op("Sub", level, hit, shape=column), weight, shape=column)
-    loss = graph.op("ReduceSum", losses, shape=(), keepdims=0)
+        place = number
     flat = graph.op(
         "Unsqueeze", targets, graph.constant([1]), shape=column, element=TensorProto.INT64
     )
     same = graph.op("Equal", place, flat, shape=column, element=TensorProto.BOOL)
     hits = graph.op("Cast", same, shape=column, to=TensorProto.FLOAT)
-    return loss, graph.op("ReduceSum", hits, shape=(), keepdims=0)
+    return (
+        graph.op("ReduceSum", walk.losses(right), shape=(), keepdims=0),
+        graph.op("ReduceSum", hits, shape=(), keepdims=0),
+    )
 
 
-def _slabs(slab: Slab, vocabulary: int) -> Iterator[Value]:
+class _Walk:
+    """A walk through the vocabulary with the running maximum and sum of powers of each row.
+
+    Attributes
+    ----------
+    scores
+        Of the last slab, shape (scored, rows of the slab).
+    best, total
+        The highest score so far, and the sum of ``exp(score - best)``; shape (scored, 1).
+    """
+
+    def __init__(self, graph: Graph, hidden: Value) -> None:
+        self._graph = graph
+        self._hidden = hidden
+        self._column = (hidden.shape[0], 1)
+        self.scores = self.best = self.total = hidden
+        self._started = False
+
+    def step(self, matrix: Value) -> tuple[Value, Value]:
+        """Take the next slab: give its powers, and what to multiply earlier sums of powers by."""
+        graph, column, before = self._graph, self._column, self.best
+        shape = (column[0], matrix.shape[0])
+        self.scores = graph.op("Gemm", self._hidden, matrix, shape=shape, transB=1)
+        highest = self._reduce("ReduceMax", self.scores)
+        self.best = graph.op("Max", before, highest, shape=column) if self._started else highest
+        raised = graph.op("Sub", self.scores, self.best, shape=shape)
+        powers = graph.op("Exp", raised, shape=shape)
+        part = self._reduce("ReduceSum", powers)
+        if not self._started:
+            self._started = True
+            self.total = part
+            return powers, part
+        fade = graph.op("Exp", graph.op("Sub", before, self.best, shape=column), shape=column)
+        faded = graph.op("Mul", self.total, fade, shape=column)
+        self.total = graph.op("Add", faded, part, shape=column)
+        return powers, fade
+
+    def losses(self, right: Value) -> Value:
+        """Give each row's cross-entropy, shape (scored, 1), when the walk is over."""
+        graph, column = self._graph, self._column
+        product = graph.op("Mul", self._hidden, right, shape=right.shape)
+        hit = self._reduce("ReduceSum", product)
+        level = graph.op("Add", graph.op("Log", self.total, shape=column), self.best, shape=column)
+        return graph.op("Sub", level, hit, shape=column)
+
+    def _reduce(self, kind: str, x: Value) -> Value:
+        graph = self._graph
+        return graph.op(kind, x, graph.constant([1]), shape=self._column, keepdims=1)
+
+
+def _slabs(vocabulary: int) -> Iterator[tuple[int, range]]:
+    """Give each slab's first row and its rows."""
     for start in range(0, vocabulary, _SLAB_ROWS):
-        yield slab(range(start, min(start + _SLAB_ROWS, vocabulary)))
-
-
-def _scored(graph: Graph, targets: Value) -> tuple[Value, Value]:
-    """Give 1 for each target that is scored, shape (inputs, 1), and targets with 0 elsewhere."""
-    zero = graph.constant(np.int64(0))
-    scored = graph.op(
-        "GreaterOrEqual", targets, zero, shape=targets.shape, element=TensorProto.BOOL
-    )
-    wanted = graph.op(
-        "Where", scored, targets, zero, shape=targets.shape, element=TensorProto.INT64
-    )
-    weight = graph.op("Cast", scored, shape=targets.shape, to=TensorProto.FLOAT)
-    column = (targets.shape[0], 1)
-    return graph.op("Unsqueeze", weight, graph.constant([1]), shape=column), wanted
-
-
-def _reduce(graph: Graph, kind: str, x: Value) -> Value:
-    return graph.op(kind, x, graph.constant([1]), shape=(x.shape[0], 1), keepdims=1)
+        yield start, range(start, min(start + _SLAB_ROWS, vocabulary))

@@ -76,17 +76,26 @@ class Parts(NamedTuple):
         return op.linear(self.tape, x, layer, keep=not self.recompute)
 
 
-def bert(parts: Parts, ids: Value, mask: Value) -> Value:
+def bert(parts: Parts, words: Value, mask: Value) -> Value:
     """Give a classifier's scores, shape (batch, labels).
 
     Only the first place of the last layer is looked at, so only that place is computed there.
+
+    Parameters
+    ----------
+    parts
+        What it is put together from.
+    words
+        Embedded words, shape (batch, words, features).
+    mask
+        Int64, shape (batch, words): 1 for a word, 0 for padding.
     """
     tape, graph, config = parts.tape, parts.graph, parts.config
     _demand(config, model_type="bert", hidden_act="gelu", position_embedding_type="absolute")
     epsilon = float(config["layer_norm_eps"])
     count = int(config["num_attention_heads"])
     heads = Heads(keys=count, group=1, size=int(config["hidden_size"]) // count)
-    embedded, mask = _embedded(parts, "embeddings.word_embeddings.weight", ids, mask)
+    embedded, mask = _prompted(parts, words, mask)
     bias = graph.keep(attend.padding_bias(graph, mask))
     rows = Rows("length", attend.length_of(graph, bias))
     places = op.plus(
@@ -133,15 +142,17 @@ def bert(parts: Parts, ids: Value, mask: Value) -> Value:
         return op.trained_linear(tape, pooled, weight, offset)
 
 
-def llama(parts: Parts, ids: Value, mask: Value, rotation: tuple[Array, Array]) -> Value:
-    """Give the last hidden states of the words, shape (batch * words, features).
+def llama(parts: Parts, words: Value, mask: Value, rotation: tuple[Array, Array]) -> Value:
+    """Give the last hidden states, shape (tokens, features), before their norm.
 
     Parameters
     ----------
     parts
         What it is put together from.
-    ids, mask
-        Int64, shape (batch, words).
+    words
+        Embedded words, shape (batch, words, features).
+    mask
+        Int64, shape (batch, words): 1 for a word, 0 for padding.
     rotation
         Cosine and sine for each place, each of shape (places, size of a head).
     """
@@ -153,7 +164,7 @@ def llama(parts: Parts, ids: Value, mask: Value, rotation: tuple[Array, Array]) 
     count, keys = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
     size = int(config.get("head_dim") or config["hidden_size"] // count)
     heads = Heads(keys=keys, group=count // keys, size=size)
-    embedded, mask = _embedded(parts, "embed_tokens.weight", ids, mask)
+    embedded, mask = _prompted(parts, words, mask)
     bias = graph.keep(attend.causal_bias(graph, mask, heads))
     rows = Rows("length", attend.length_of(graph, bias))
     table = tuple(
@@ -188,34 +199,30 @@ def llama(parts: Parts, ids: Value, mask: Value, rotation: tuple[Array, Array]) 
             wide = op.gated_silu(tape, gate, parts.linear(x, f"{name}.mlp.up_proj"))
             mixed = parts.linear(wide, f"{name}.mlp.down_proj")
             stream = graph.keep(op.plus(tape, mixed, stream))
-    prompt = parts.tensors.get(PROMPT)
-    count = 0 if prompt is None else int(prompt.shape[0])
-    with graph.keeping():
-        x = op.drop_first(tape, stream, count, rows.count)
-        return op.rms_norm(tape, x, parts.vector("norm.weight"), epsilon)
+    return stream
 
 
-def _rotate(
-    parts: Parts, x: Value, table: tuple[Value, ...], size: int, rows: Rows
-) -> Value:
+def final_norm(parts: Parts, x: Value) -> Value:
+    """Apply a language model's last norm."""
+    epsilon = float(parts.config["rms_norm_eps"])
+    return op.rms_norm(parts.tape, x, parts.vector("norm.weight"), epsilon)
+
+
+def _rotate(parts: Parts, x: Value, table: tuple[Value, ...], size: int, rows: Rows) -> Value:
     """Turn queries or keys by their place."""
     return attend.rotate(parts.tape, x, (table[0], table[1]), size, rows)
 
 
-def _embedded(parts: Parts, name: str, ids: Value, mask: Value) -> tuple[Value, Value]:
-    """Look up the words and put the soft prompt, if there is one, before them."""
-    graph = parts.graph
-    embedded = parts.weights.rows(graph, name, ids)
+def _prompted(parts: Parts, words: Value, mask: Value) -> tuple[Value, Value]:
+    """Put the soft prompt, if there is one, before the embedded words."""
     prompt = parts.tensors.get(PROMPT)
     if prompt is None:
-        return embedded, mask
-    count = int(prompt.shape[0])
-    pads = graph.constant([0, count, 0, 0])
+        return words, mask
+    graph = parts.graph
+    pads = graph.constant([0, int(prompt.shape[0]), 0, 0])
     one = graph.constant(np.int64(1))
-    longer = graph.op(
-        "Pad", mask, pads, one, shape=("batch", "length"), element=TensorProto.INT64
-    )
-    return op.prepend(parts.tape, prompt, embedded), longer
+    longer = graph.op("Pad", mask, pads, one, shape=("batch", "length"), element=TensorProto.INT64)
+    return op.prepend(parts.tape, prompt, words), longer
 
 
 def _first_row(parts: Parts, name: str) -> Value:
@@ -236,4 +243,6 @@ def _named(parts: Parts, ending: str) -> Value:
 def _demand(config: Mapping[str, Any], **wanted: str) -> None:
     for key, value in wanted.items():
         if config.get(key, value) != value:
-            raise ModelUnsupported(f"the base has {key} {config[key]}, only {value} can be exported")
+            raise ModelUnsupported(
+                f"the base has {key} {config[key]}, only {value} can be exported"
+            )

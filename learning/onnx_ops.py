@@ -56,9 +56,11 @@ class Tape:
         """Add `gradient` to that of `target`."""
         self.give(
             target,
-            lambda sofar: gradient
-            if sofar is None
-            else self.graph.op("Add", sofar, gradient, shape=target.shape),
+            lambda sofar: (
+                gradient
+                if sofar is None
+                else self.graph.op("Add", sofar, gradient, shape=target.shape)
+            ),
         )
 
     def backward(self) -> None:
@@ -99,7 +101,9 @@ def linear(tape: Tape, x: Value, layer: Linear, *, keep: bool = False) -> Value:
     if factors is None:
         output = plain
     else:
-        inner = graph.op("Gemm", x, factors.down, shape=(x.shape[0], factors.down.shape[0]), transB=1)
+        inner = graph.op(
+            "Gemm", x, factors.down, shape=(x.shape[0], factors.down.shape[0]), transB=1
+        )
         output = graph.op(
             "Gemm", inner, factors.up, plain, shape=shape, transB=1, alpha=factors.scale
         )
@@ -128,9 +132,7 @@ def linear(tape: Tape, x: Value, layer: Linear, *, keep: bool = False) -> Value:
                 graph.op("Gemm", back, graph.recall(x), shape=factors.down.shape, transA=1),
             )
             tape.give(x, lambda sofar: graph.op("Gemm", back, factors.down, sofar, shape=x.shape))
-        tape.give(
-            x, lambda sofar: graph.op("Gemm", gradient, layer.matrix(), sofar, shape=x.shape)
-        )
+        tape.give(x, lambda sofar: graph.op("Gemm", gradient, layer.matrix(), sofar, shape=x.shape))
 
     return tape.record(output, [x, factors and factors.up], backward)
 
@@ -141,9 +143,7 @@ def trained_linear(tape: Tape, x: Value, weight: Value, bias: Value) -> Value:
     output = graph.op("Gemm", x, weight, bias, shape=(x.shape[0], weight.shape[0]), transB=1)
 
     def backward(gradient: Value) -> None:
-        tape.add(
-            weight, graph.op("Gemm", gradient, graph.recall(x), shape=weight.shape, transA=1)
-        )
+        tape.add(weight, graph.op("Gemm", gradient, graph.recall(x), shape=weight.shape, transA=1))
         axis = graph.constant([0])
         tape.add(bias, graph.op("ReduceSum", gradient, axis, shape=bias.shape, keepdims=0))
         tape.give(x, lambda sofar: graph.op("Gemm", gradient, weight, sofar, shape=x.shape))
@@ -273,9 +273,7 @@ def first_of_each(tape: Tape, x: Value, length: Value) -> Value:
     )
 
     def backward(gradient: Value) -> None:
-        spread = graph.op(
-            "Unsqueeze", gradient, graph.constant([1]), shape=("batch", 1, features)
-        )
+        spread = graph.op("Unsqueeze", gradient, graph.constant([1]), shape=("batch", 1, features))
         more = graph.op("Sub", length, graph.constant([1]), shape=(1,), element=TensorProto.INT64)
         pads = graph.op(
             "Concat",
@@ -287,9 +285,7 @@ def first_of_each(tape: Tape, x: Value, length: Value) -> Value:
             axis=0,
         )
         padded = graph.op("Pad", spread, pads, shape=examples.shape)
-        tape.add(
-            x, graph.op("Reshape", padded, graph.constant([-1, features]), shape=x.shape)
-        )
+        tape.add(x, graph.op("Reshape", padded, graph.constant([-1, features]), shape=x.shape))
 
     return tape.record(picked, [x], backward)
 
@@ -338,30 +334,19 @@ def flatten(tape: Tape, x: Value, length: Value) -> Value:
     return tape.record(output, [x], backward)
 
 
-def drop_first(tape: Tape, x: Value, count: int, length: Value) -> Value:
-    """Leave out the first `count` rows of each example (a soft prompt's own outputs)."""
+def pick(tape: Tape, x: Value, places: Value) -> Value:
+    """Give the rows of `x` whose numbers `places` holds, int64, shape (picked,), no number twice."""
     graph, features = tape.graph, x.shape[1]
-    if not count:
-        return x
-    examples = by_example(graph, x, length)
-    rest = graph.op(
-        "Slice",
-        examples,
-        graph.constant([count]),
-        graph.constant([np.iinfo(np.int64).max]),
-        graph.constant([1]),
-        shape=("batch", "words", features),
-    )
-    output = graph.op("Reshape", rest, graph.constant([-1, features]), shape=("inputs", features))
+    output = graph.op("Gather", x, places, shape=(*places.shape, features), axis=0)
+    like = graph.keep(graph.op("Shape", x, shape=(2,), element=TensorProto.INT64))
 
     def backward(gradient: Value) -> None:
-        words = graph.op(
-            "Sub", length, graph.constant([count]), shape=(1,), element=TensorProto.INT64
+        zeros = graph.op("Expand", scalar(graph, 0), like, shape=x.shape)
+        column = (*places.shape, 1)
+        index = graph.op(
+            "Unsqueeze", places, graph.constant([1]), shape=column, element=TensorProto.INT64
         )
-        part = by_example(graph, gradient, words)
-        pads = graph.constant([0, count, 0, 0, 0, 0])
-        padded = graph.op("Pad", part, pads, shape=("batch", "length", features))
-        tape.add(x, graph.op("Reshape", padded, graph.constant([-1, features]), shape=x.shape))
+        tape.add(x, graph.op("ScatterND", zeros, index, gradient, shape=x.shape))
 
     return tape.record(output, [x], backward)
 

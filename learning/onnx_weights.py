@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -18,9 +18,8 @@ from onnx import TensorProto, helper
 
 from ffm_common.errors import ModelUnsupported
 from ffm_common.tensors import Array
+from learning.onnx_engine import Format, Lookup
 from learning.onnx_graph import Graph, Stored, Value
-
-Format: TypeAlias = Literal["fp32", "int8", "nf4"]
 
 _BLOCK = 64
 _ALIGNMENT = 64
@@ -166,22 +165,17 @@ class Weights:
             return _dequantized(graph, codes, scales)
         return self._unpacked(graph, codes, scales, self._tensors.shape(name))
 
-    def rows(self, graph: Graph, name: str, ids: Value) -> Value:
-        """Look up rows of an embedding matrix: the rest of it is never read."""
+    def lookup(self, name: str) -> Lookup:
+        """Say where the rows of an embedding matrix are, for a program that reads the file."""
         places = self._matrix(name)
-        if "" in places:
-            matrix = graph.stored(name, places[""])
-            return graph.op("Gather", matrix, ids, shape=(*ids.shape, matrix.shape[1]))
-        codes = graph.stored(f"{name}.codes", places["codes"])
-        scales = graph.stored(f"{name}.scales", places["scales"])
-        shape = (*ids.shape, codes.shape[1])
-        found = graph.op("Gather", codes, ids, shape=shape, element=codes.type)
-        floats = graph.op("Cast", found, shape=shape, to=TensorProto.FLOAT)
-        scale = graph.op("Gather", scales, ids, shape=ids.shape)
-        column = graph.op(
-            "Unsqueeze", scale, graph.constant(np.array([-1])), shape=(*ids.shape, 1)
+        rows = places.get("") or places["codes"]
+        scales = places.get("scales")
+        return Lookup(
+            offset=rows.offset,
+            rows=rows.shape[0],
+            width=rows.shape[1],
+            scales=None if scales is None else scales.offset,
         )
-        return graph.op("Mul", floats, column, shape=shape)
 
     def slab(self, graph: Graph, name: str, rows: range) -> Value:
         """Give some rows of a large matrix, for one use, as if they were a matrix of their own."""
@@ -220,9 +214,7 @@ class Weights:
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         return Stored(self._name, offset, array.nbytes, array.shape, kind)
 
-    def _unpacked(
-        self, graph: Graph, codes: Value, scales: Value, shape: tuple[int, int]
-    ) -> Value:
+    def _unpacked(self, graph: Graph, codes: Value, scales: Value, shape: tuple[int, int]) -> Value:
         """Look up two levels for each byte, as bitsandbytes orders them, and scale each block."""
         if self._levels is None:
             raise ValueError("no NF4 matrix has been written")
@@ -237,9 +229,7 @@ class Weights:
             to=TensorProto.INT32,
             fleeting=True,
         )
-        found = graph.op(
-            "Gather", pairs, index, shape=(blocks, _BLOCK // 2, 2), fleeting=True
-        )
+        found = graph.op("Gather", pairs, index, shape=(blocks, _BLOCK // 2, 2), fleeting=True)
         rows = graph.op(
             "Reshape", found, graph.constant([-1, _BLOCK]), shape=(blocks, _BLOCK), fleeting=True
         )
@@ -254,9 +244,7 @@ def _int8(array: Array) -> dict[str, NDArray[Any]]:
 
 
 def _dequantized(graph: Graph, codes: Value, scales: Value) -> Value:
-    return graph.op(
-        "DequantizeLinear", codes, scales, shape=codes.shape, axis=0, fleeting=True
-    )
+    return graph.op("DequantizeLinear", codes, scales, shape=codes.shape, axis=0, fleeting=True)
 
 
 def _part(place: Stored, rows: range) -> Stored:

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
+import time
 from pathlib import Path
 
 from ffm_common.errors import ModelMissing
 from ffm_common.task import Task
 from learning import base
-from learning.engine import SCORED_AT_ONCE
 from learning.probe import ProbeJob, ProbeResult, ProbeStep
 from learning.process import Worker
 from profiles.calibration import Calibration, Calibrations, Point, fit
 from profiles.limits import Limits, find_allocator
 from profiles.planner import Demand, counted_mb
-from profiles.shapes import Work, from_config, operations
+from profiles.shapes import SCORED_AT_ONCE, Work, from_config, operations
 
 # The probe's micro-batches, as shares of the work of one optimizer step.
 _SHARES = (1 / 8, 1 / 4, 1 / 2)
 _LEAST_TOKENS = 16
 _TIGHT_MB = 2048
+_LOOK_S = 0.1
 
 
 def demand(folder: Path, task: Task, update_bits: float) -> Demand:
@@ -128,6 +130,24 @@ class Probe:
                 )
             )
         return {checkpointing: fit(points) for checkpointing, points in found.items()}
+
+
+def measure(folder: Path, task: Task, asked: Demand, limits: Limits) -> dict[bool, Calibration]:
+    """Run a probe and wait for it.
+
+    Raises
+    ------
+    WorkerFailed, MemoryLimitHit
+        The probe did not come through.
+    """
+    with tempfile.TemporaryDirectory(prefix="ffm-probe-") as scratch:
+        probe = Probe(folder, task, asked, work=Path(scratch), limits=limits)
+        try:
+            while not probe.poll():
+                time.sleep(_LOOK_S)
+            return probe.calibrations()
+        finally:
+            probe.close()
 
 
 def keep(path: Path, key: str, found: dict[bool, Calibration]) -> None:

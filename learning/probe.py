@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from ffm_common.task import Task
 from learning import process
@@ -51,6 +50,8 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
     """Do the job, with random tokens: what they say does not change what they cost."""
+    import numpy as np
+
     from learning.adam import Adam
     from learning.engine import Batch
     from learning.torch_engine import TorchEngine, use_threads
@@ -77,9 +78,7 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
             adam.step(tensors, gradients)
             engine.write(tensors)
             times.append(time.perf_counter() - started)
-        found.append(
-            Measured(peak_mb=process.peak_memory_mb(), seconds=min(times))
-        )
+        found.append(Measured(peak_mb=process.peak_memory_mb(), seconds=min(times)))
         report(number, len(job.steps), loss)
     return ProbeResult(measured=tuple(found))
 

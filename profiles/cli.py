@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ffm_common.commands import group
+
 if TYPE_CHECKING:
     from profiles.profile import Profile
     from profiles.trial import Trial
@@ -15,8 +17,7 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser."""
-    profile = commands.add_parser("profile", help="device profiles: what a board may spend")
-    actions = profile.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = group(commands, "profile", "device profiles: what a board may spend")
 
     listed = actions.add_parser("list", help="the shipped profiles")
     listed.set_defaults(run=_list)

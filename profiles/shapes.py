@@ -10,6 +10,9 @@ from typing import Any
 
 import msgspec
 
+SCORED_AT_ONCE = 64
+"""How many positions of a language model have scores in memory together."""
+
 _FLOAT = 4
 _MATRIX_NAMES = {
     "encoder": {"query": "hh", "key": "hh", "value": "hh", "dense": "hh+hi+ih"},

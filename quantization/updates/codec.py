@@ -7,16 +7,15 @@ the seed alone, and is the same to the last bit on every machine.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from ffm_common.errors import UpdateInvalid
 from ffm_common.tensors import Array
-from quantization.updates.ecsq import MAX_RATE, MIN_RATE, Ecsq
+from quantization.updates.ecsq import Ecsq
 from quantization.updates.eden import Eden
 from quantization.updates.fp32 import Fp32
 from quantization.updates.int8 import Int8
+from quantization.updates.rates import bits_of
 
 
 class Codec(Protocol):
@@ -25,10 +24,6 @@ class Codec(Protocol):
     @property
     def name(self) -> str:
         """The codec's name on the wire and in configuration files."""
-
-    @property
-    def bits(self) -> float:
-        """About how many bits a parameter costs, scales included."""
 
     def encode(self, flat: Array, sizes: Sequence[int], seed: int) -> bytes:
         """Give the stream of a finite vector.
@@ -54,7 +49,6 @@ class Codec(Protocol):
 
 _CODECS: tuple[Codec, ...] = (Fp32(), Int8(), Eden(1), Eden(2), Eden(3), Eden(4))
 _FIXED = {codec.name: codec for codec in _CODECS}
-_ECSQ = re.compile(r"ecsq(\d(?:\.\d{1,2})?)", re.ASCII)
 
 
 def by_name(name: str) -> Codec:
@@ -65,14 +59,5 @@ def by_name(name: str) -> Codec:
     UpdateInvalid
         There is none of that name; says which there are.
     """
-    if name in _FIXED:
-        return _FIXED[name]
-    if (match := _ECSQ.fullmatch(name)) and MIN_RATE <= float(match[1]) <= MAX_RATE:
-        return Ecsq(float(match[1]))
-    known = ", ".join(sorted(_FIXED))
-    raise UpdateInvalid(f"unknown codec {name!r} (known: {known}, ecsq{MIN_RATE} to ecsq4)")
-
-
-def bits_of(name: str) -> float:
-    """Give about how many bits per parameter a codec spends; UpdateInvalid if there is none."""
-    return by_name(name).bits
+    rate = bits_of(name)
+    return _FIXED.get(name) or Ecsq(rate)

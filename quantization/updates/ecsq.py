@@ -20,7 +20,6 @@ from ffm_common.tensors import Array
 from quantization.updates import entropy
 from quantization.updates.blocks import SCALE_BYTES, Scales, read_scales, write_scales
 
-MIN_RATE, MAX_RATE = 0.1, 4.0
 OVERHEAD_BYTES = 64  # what a stream may hold beside its scales and its bits per parameter
 
 _DEAD_ZONE = 0.6  # |x| below this many steps is rounded to zero

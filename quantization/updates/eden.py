@@ -51,7 +51,6 @@ class Eden:
 
     def __init__(self, bits: int) -> None:
         self.name = f"eden{bits}"
-        self.bits = bits + 8 * SCALE_BYTES / BLOCK
         self._planes = bits
         levels = np.array(_LEVELS[bits])
         self._levels = (levels * _UNIT).astype(np.float32)

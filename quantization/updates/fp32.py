@@ -14,7 +14,6 @@ class Fp32:
     """32 bits per parameter, exact."""
 
     name = "fp32"
-    bits = 32.0
 
     def encode(self, flat: Array, sizes: Sequence[int], seed: int) -> bytes:  # noqa: ARG002
         """Give the vector's bytes."""

@@ -23,7 +23,6 @@ class Int8:
     """Absmax int8 over blocks of 256; stream = float32 scales, then int8 codes."""
 
     name = "int8"
-    bits = 8 + 32 / BLOCK
 
     def encode(self, flat: Array, sizes: Sequence[int], seed: int) -> bytes:  # noqa: ARG002
         """Give scales and codes."""

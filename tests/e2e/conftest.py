@@ -47,15 +47,18 @@ _WORDS = {
 }
 
 
-def _examples(count: int, *, seed: int) -> list[Example]:
-    """Write texts whose label a small model learns in some dozens of steps, though not all."""
+def _examples(count: int, *, seed: int, notes: int = 1) -> list[Example]:
+    """Write texts of some notes each, whose label a small model learns in some dozens of steps."""
     rng = random.Random(seed)
     labels = sorted(_WORDS)
     found = []
     for number in range(count):
-        label, other = labels[number % len(labels)], rng.choice(labels)
-        one, two = rng.sample(_WORDS[label], 2)
-        text = f"note {number}: the {one} and the {two} beside the {rng.choice(_WORDS[other])}"
+        label = labels[number % len(labels)]
+        text = f"number {number}: "
+        for _ in range(notes):
+            one, two = rng.sample(_WORDS[label], 2)
+            other = rng.choice(_WORDS[rng.choice(labels)])
+            text += f"the {one} and the {two} beside the {other}. "
         found.append(Example(text=text, label=label))
     return found
 
@@ -156,11 +159,11 @@ class Town:
         path.write_text(to_toml(config))
         return path
 
-    def write_agent(self, name: str, **more: object) -> Path:
-        """Write agent.toml with its data; `more` are keys of it."""
+    def write_agent(self, name: str, *, notes: int = 1, **more: object) -> Path:
+        """Write agent.toml with data of `notes` notes a text; `more` are keys of the file."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        write_jsonl(folder / "private.jsonl", _examples(90, seed=len(name) + ord(name[-1])))
+        write_jsonl(folder / "private.jsonl", _examples(90, seed=ord(name[0]), notes=notes))
         config = {
             "id": name,
             "federation": FEDERATION,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffm_common.errors import UpdateInvalid
+from ffm_common.task import Task
 from ffm_common.tensors import Array, content_digest, subtract
 from hub.aggregation import Contribution, aggregate, example_weights, hold, mean_product
+from learning.model import Learner
+from learning.trainer import Trainer
 
 OUT, IN, RANK = 24, 40, 4
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "classifier.weight"
@@ -216,3 +220,21 @@ def test_the_largest_update_that_is_taken_leaves_everything_finite() -> None:
     huge = {name: np.full_like(array, 0.9e15) for name, array in version.items()}
     found = aggregate(version, {"a": Contribution(huge, 1), "b": Contribution(huge, 1)})
     assert all(np.isfinite(array).all() for array in found.tensors.values())
+
+
+def test_identical_devices_answer_as_one_that_trained_alone(
+    minilm: Path, task: Task, texts: Path
+) -> None:
+    """The whole way with the real model: train, subtract, aggregate, write, answer."""
+    learner = Learner(minilm, task)
+    version = learner.engine.read()
+    shard = learner.shard(texts)
+    Trainer(learner.engine, shard, task.training, micro_batch=4, seed=0).run(4)
+    trained = learner.engine.read()
+    batch = shard.collate(range(len(shard)))
+    wanted = learner.engine.logits(batch.ids, batch.mask)
+    clients = {f"agent-{n}": contribution(version, trained, 10) for n in range(3)}
+    found = aggregate(version, clients)
+    learner.engine.write(found.tensors)
+    np.testing.assert_allclose(learner.engine.logits(batch.ids, batch.mask), wanted, atol=1e-5)
+    assert found.tail < 1e-6

@@ -12,8 +12,9 @@ from hypothesis.extra.numpy import arrays
 
 from ffm_common.errors import UpdateInvalid
 from ffm_common.tensors import Array
-from quantization.updates.codec import bits_of, by_name
+from quantization.updates.codec import by_name
 from quantization.updates.container import pack, shapes_of, unpack
+from quantization.updates.rates import bits_of
 
 NAMES = ("fp32", "int8", "eden1", "eden2", "eden3", "eden4", "ecsq0.1", "ecsq0.5", "ecsq2")
 BASE = "ab" * 32

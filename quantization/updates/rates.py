@@ -1,0 +1,30 @@
+"""What each codec spends, known by its name alone: a board plans with it and needs no numpy."""
+
+from __future__ import annotations
+
+import re
+
+from ffm_common.errors import UpdateInvalid
+
+MIN_RATE, MAX_RATE = 0.1, 4.0
+"""Bits per parameter that the entropy-coded quantizer can be asked for."""
+
+# With the scales: a float32 for 256 values of int8, 16 bits for 512 of EDEN.
+_FIXED = {"fp32": 32.0, "int8": 8 + 32 / 256} | {f"eden{n}": n + 16 / 512 for n in (1, 2, 3, 4)}
+_ECSQ = re.compile(r"ecsq(\d(?:\.\d{1,2})?)", re.ASCII)
+
+
+def bits_of(name: str) -> float:
+    """Give about how many bits per parameter a codec spends.
+
+    Raises
+    ------
+    UpdateInvalid
+        There is none of that name; says which there are.
+    """
+    if name in _FIXED:
+        return _FIXED[name]
+    if (match := _ECSQ.fullmatch(name)) and MIN_RATE <= float(match[1]) <= MAX_RATE:
+        return float(match[1])
+    known = ", ".join(sorted(_FIXED))
+    raise UpdateInvalid(f"unknown codec {name!r} (known: {known}, ecsq{MIN_RATE} to ecsq4)")

@@ -1,0 +1,50 @@
+"""What a version costs is counted over restarts, at the session itself."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from federation.session import Connected, Received, Session
+from hub.broker import Broker
+from hub.ledger import Ledger
+from hub.meter import Meter
+
+SIZE = 1000
+
+
+def _say(session: Session) -> None:
+    """Publish once to a topic that the session itself listens to, and wait for it."""
+    assert session.publish("echo", bytes(SIZE)) is not None
+    while not isinstance(session.next(5), Received):
+        pass
+
+
+def test_bytes_and_seconds_add_up_over_restarts_and_start_anew_with_the_next_version(
+    tmp_path: Path,
+) -> None:
+    with (
+        Broker(tmp_path / "broker") as broker,
+        closing(Ledger(tmp_path / "ledger.db")) as ledger,
+        closing(Session(broker.host, broker.port, "town..hub", subscriptions=["echo"])) as session,
+    ):
+        while not isinstance(session.next(5), Connected):
+            pass
+        _say(session)
+        first = Meter(ledger, session, 4)
+        assert first.spent().uplink_bytes == 0
+        _say(session)
+        first.tick(time.monotonic())
+        assert ledger.traffic(4).uplink_bytes == 0
+        first.tick(time.monotonic() + 6)
+        assert ledger.traffic(4).uplink_bytes == SIZE
+
+        again = Meter(ledger, session, 4)
+        _say(session)
+        spent = again.spent()
+        assert (spent.uplink_bytes, spent.downlink_bytes) == (2 * SIZE, 2 * SIZE)
+        assert spent.seconds == pytest.approx(first.spent().seconds, abs=1)
+        assert Meter(ledger, session, 5).spent().uplink_bytes == 0
