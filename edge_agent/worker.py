@@ -8,6 +8,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,9 +16,13 @@ from ffm_common.errors import AdapterInvalid, WorkerPaused
 from ffm_common.files import write_atomic
 from ffm_common.task import Task
 from learning import process
-from learning.batches import Shard
-from learning.engine import Engine
-from learning.trainer import Trainer
+
+if TYPE_CHECKING:  # the supervisor imports this module for its structs, and must stay small
+    from learning.batches import Shard
+    from learning.engine import Engine
+    from learning.trainer import Trainer
+
+log = logging.getLogger("ffm.agent.worker")
 
 UPDATE = "update.ffm"
 _CHECKPOINT = "checkpoint.safetensors"
@@ -110,6 +115,7 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
 
 def _trainer(job: TrainJob, engine: Engine, shard: Shard, checkpoint: Path) -> Trainer:
     """Go on from the checkpoint, or start anew where it was damaged: a board may lose power."""
+    from learning.trainer import Trainer
 
     def build() -> Trainer:
         return Trainer(
@@ -124,7 +130,7 @@ def _trainer(job: TrainJob, engine: Engine, shard: Shard, checkpoint: Path) -> T
     try:
         return build()
     except AdapterInvalid as error:
-        logging.warning("starting anew: %s", error.message)
+        log.warning("starting anew: %s", error.message)
         checkpoint.unlink()
         return build()
 
