@@ -96,7 +96,8 @@ class HubConfig(Config, frozen=True, kw_only=True):
     base
         Folder made by ``ffm model prepare``.
     codec_up, codec_down
-        How updates and versions are encoded.
+        How updates and versions are encoded. One unbiased bit is enough where four or more devices
+        take part; with fewer take eden2 to eden4.
     profile
         What the hub's own worker may use of this machine.
     """
@@ -110,7 +111,7 @@ class HubConfig(Config, frozen=True, kw_only=True):
     adapter: Adapter = Adapter()
     training: Training = Training()
     versions: Versions = Versions()
-    codec_up: str = "int8"
+    codec_up: str = "eden1"
     codec_down: str = "int8"
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
 
