@@ -253,8 +253,10 @@ def plot(path: Path, rows: list[Row]) -> None:
 def table(rows: list[Row]) -> str:
     """Give the rows as a Markdown table."""
     lines = [
-        "| profile | model | adapter | tokens | plan | MB predicted | measured | error "
-        "| s/step predicted | measured | error |",
+        (
+            "| profile | model | adapter | tokens | plan | MB predicted | measured | error "
+            "| s/step predicted | measured | error |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [

@@ -38,7 +38,7 @@ from quantization.updates.rates import bits_of
 
 _PROFILES = ("rpi4-4gb", "rpi5-8gb", "jetson-orin-nano-8gb", "laptop-cpu")
 _PER_AREA = 300
-_TEST, _PUBLIC_PER_LABEL = 400, 10
+_TEST, _PUBLIC, _PUBLIC_PER_LABEL = 400, 100, 10
 _PUBLIC_STEPS = 8
 _DEADLINE_S = 240.0
 # One unbiased bit is enough where four or more errors average out; fewer devices send more bits.
@@ -166,7 +166,7 @@ def _deal(options: Options, layout: Layout, screen: Screen) -> Split:
         examples,
         agents=options.agents,
         alpha=options.alpha,
-        public=_PUBLIC_PER_LABEL * len(labels),
+        public=max(_PUBLIC, _PUBLIC_PER_LABEL * len(labels)),
         test=max(_TEST, 4 * len(labels)),
         seed=options.seed,
     )

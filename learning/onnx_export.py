@@ -1,9 +1,8 @@
-"""Write a training step as plain ONNX: (adapter, batch) -> (loss, gradients), and a second graph
-that answers or measures. The hub, or a laptop, does this once for a base and a task.
+"""Write a training step as plain ONNX: (adapter, batch) -> (loss, gradients).
 
-The folder that comes out is all that a board needs beside onnxruntime: both graphs, the frozen
-weights in one file, the adapter to start from, and the tokenizer. Torch is needed here alone, for
-the names and the seeded start of the adapter.
+The hub, or a laptop, does this once for a base and a task; a second graph answers and measures. The
+folder that comes out is all that a board needs beside onnxruntime: see `learning.onnx_folder`.
+Torch is needed here alone, for the names and the seeded start of the adapter.
 """
 
 from __future__ import annotations
@@ -24,22 +23,16 @@ from ffm_common.files import make_folder, sha256_file, write_atomic
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
 from learning import base, onnx_loss, onnx_models, onnx_ops
-from learning.onnx_engine import (
-    ANSWER,
-    MANIFEST,
-    START,
-    STEP,
-    TOKENIZER,
-    Exported,
-    gradient_of,
-)
+from learning.onnx_engine import gradient_of
+from learning.onnx_folder import ANSWER, MANIFEST, START, STEP, WEIGHTS, Exported, Format
 from learning.onnx_graph import Graph, Value
+from learning.onnx_loss import Output
 from learning.onnx_models import PROMPT, Parts
 from learning.onnx_ops import Tape
-from learning.onnx_weights import BaseTensors, Format, Weights
+from learning.onnx_weights import BaseTensors, Weights
 from learning.torch_engine import TorchEngine
 
-_WEIGHTS = "weights.bin"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _EMBEDDING = {
     "classification": "embeddings.word_embeddings.weight",
     "causal-lm": "embed_tokens.weight",
@@ -88,13 +81,13 @@ def export(
     make_folder(out.parent)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        with Weights(BaseTensors(folder), part / _WEIGHTS, weights) as kept:
+        with Weights(BaseTensors(folder), part / WEIGHTS, weights) as kept:
             for name, training in ((STEP, True), (ANSWER, False)):
                 writer = _Writer(task, config, kept, start, rotation, recompute=recompute)
                 onnx.save(writer.model(training=training), part / name)
             embedding = kept.lookup(_EMBEDDING[task.kind])
         shape.save(part / START, start)
-        for name in TOKENIZER:
+        for name in _TOKENIZER:
             shutil.copyfile(folder / name, part / name)
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         exported = Exported(
@@ -178,12 +171,12 @@ class _Writer:
         def slab(rows: range) -> Value:
             return parts.weights.slab(graph, _EMBEDDING["causal-lm"], rows)
 
-        vocabulary = int(parts.config["vocab_size"])
+        output = Output(int(parts.config["vocab_size"]), slab)
         if training:
-            self._finish(onnx_loss.language_loss(self._tape, hidden, right, vocabulary, slab))
+            self._finish(onnx_loss.language_loss(self._tape, hidden, right, output))
         else:
             targets = graph.input("targets", ("scored",), TensorProto.INT64)
-            loss, hits = onnx_loss.language_score(graph, hidden, right, targets, vocabulary, slab)
+            loss, hits = onnx_loss.language_score(graph, hidden, right, targets, output)
             graph.output("loss", loss)
             graph.output("right", hits)
 

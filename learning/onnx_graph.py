@@ -32,6 +32,11 @@ class Value(NamedTuple):
     shape: Shape
     type: int = TensorProto.FLOAT
 
+    @property
+    def features(self) -> int:
+        """The size of the last axis, which is always known."""
+        return int(self.shape[-1])
+
 
 class Stored(NamedTuple):
     """Where a constant's bytes are, in a file beside the model."""

@@ -9,16 +9,22 @@ that one walk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
 
 from learning.onnx_graph import Graph, Value
-from learning.onnx_ops import Tape, scalar
+from learning.onnx_ops import Tape
 
-_SLAB_ROWS = 4096
+_SLAB_ROWS = 2048
 
-Slab = Callable[[range], Value]
+
+class Output(NamedTuple):
+    """The frozen output matrix: how many rows it has, and how to get some of them for one use."""
+
+    rows: int
+    slab: Callable[[range], Value]
 
 
 def cross_entropy(tape: Tape, logits: Value, targets: Value) -> Value:
@@ -42,18 +48,17 @@ def cross_entropy(tape: Tape, logits: Value, targets: Value) -> Value:
         graph.constant(np.array([0, 1], dtype=np.float32)),
         shape=logits.shape,
     )
-    total = graph.op(
-        "ReduceSum", graph.op("Mul", logs, one_hot, shape=logits.shape), shape=(), keepdims=0
-    )
+    hits = graph.op("Mul", logs, one_hot, shape=logits.shape)
+    losses = graph.op("ReduceSum", hits, graph.constant([1]), shape=targets.shape, keepdims=0)
+    loss = graph.op("Neg", graph.op("ReduceMean", losses, shape=(), keepdims=0), shape=())
     size = graph.op("Shape", targets, shape=(1,), element=TensorProto.INT64)
     count = graph.op("Cast", size, shape=(1,), to=TensorProto.FLOAT)
-    loss = graph.op("Neg", graph.op("Div", total, count, shape=(1,)), shape=(1,))
     excess = graph.op("Sub", graph.op("Exp", logs, shape=logits.shape), one_hot, shape=logits.shape)
     tape.add(logits, graph.op("Div", excess, count, shape=logits.shape))
     return loss
 
 
-def language_loss(tape: Tape, hidden: Value, right: Value, vocabulary: int, slab: Slab) -> Value:
+def language_loss(tape: Tape, hidden: Value, right: Value, output: Output) -> Value:
     """Give the mean cross-entropy and start the backward pass.
 
     Parameters
@@ -64,17 +69,15 @@ def language_loss(tape: Tape, hidden: Value, right: Value, vocabulary: int, slab
         Hidden states at the scored places, shape (scored, features).
     right
         The output matrix's rows of the right tokens, shape (scored, features).
-    vocabulary
-        Rows of the output matrix.
-    slab
-        Gives consecutive rows of the output matrix, for one use.
+    output
+        The output matrix.
     """
-    graph, shape, column = tape.graph, hidden.shape, (hidden.shape[0], 1)
+    graph, shape = tape.graph, hidden.shape
     walk = _Walk(graph, hidden)
     mixed = hidden
-    for start, rows in _slabs(vocabulary):
-        powers, fade = walk.step(slab(rows))
-        matrix = slab(rows)
+    for start, rows in _slabs(output.rows):
+        powers, fade = walk.step(output.slab(rows))
+        matrix = output.slab(rows)
         if start:
             sofar = graph.op("Mul", mixed, fade, shape=shape)
             mixed = graph.op("Gemm", powers, matrix, sofar, shape=shape)
@@ -91,7 +94,7 @@ def language_loss(tape: Tape, hidden: Value, right: Value, vocabulary: int, slab
 
 
 def language_score(
-    graph: Graph, hidden: Value, right: Value, targets: Value, vocabulary: int, slab: Slab
+    graph: Graph, hidden: Value, right: Value, targets: Value, output: Output
 ) -> tuple[Value, Value]:
     """Give the sum of cross-entropies, and how many targets have the highest score of all.
 
@@ -101,9 +104,9 @@ def language_score(
     column = (hidden.shape[0], 1)
     walk = _Walk(graph, hidden)
     place = targets
-    for start, rows in _slabs(vocabulary):
+    for start, rows in _slabs(output.rows):
         before = walk.best
-        walk.step(slab(rows))
+        walk.step(output.slab(rows))
         found = graph.op(
             "ArgMax", walk.scores, shape=column, element=TensorProto.INT64, axis=1, keepdims=1
         )

@@ -18,7 +18,7 @@ from ffm_common.errors import ModelUnsupported
 from ffm_common.tensors import Array
 from learning import onnx_attention as attend
 from learning import onnx_ops as op
-from learning.onnx_attention import Heads, Rows
+from learning.onnx_attention import Asked, Heads, Look, Rows
 from learning.onnx_graph import Graph, Value
 from learning.onnx_ops import Factors, Linear, Tape
 from learning.onnx_weights import Weights
@@ -96,20 +96,21 @@ def bert(parts: Parts, words: Value, mask: Value) -> Value:
     count = int(config["num_attention_heads"])
     heads = Heads(keys=count, group=1, size=int(config["hidden_size"]) // count)
     embedded, mask = _prompted(parts, words, mask)
-    bias = graph.keep(attend.padding_bias(graph, mask))
-    rows = Rows("length", attend.length_of(graph, bias))
+    bias = attend.padding_bias(graph, mask)
+    rows = attend.length_of(graph, bias)
+    look = Look(heads, bias, rows)
     places = op.plus(
         tape,
         graph.op(
             "Slice",
             parts.vector("embeddings.position_embeddings.weight"),
             graph.constant([0]),
-            rows.count,
-            shape=("length", embedded.shape[2]),
+            rows.number,
+            shape=("length", embedded.features),
         ),
         _first_row(parts, "embeddings.token_type_embeddings.weight"),
     )
-    stream = graph.keep(op.flatten(tape, op.plus(tape, embedded, places), rows.count))
+    stream = graph.keep(op.flatten(tape, op.plus(tape, embedded, places), rows.number))
     norm = "embeddings.LayerNorm"
     layers = int(config["num_hidden_layers"])
     for layer in range(layers):
@@ -118,17 +119,14 @@ def bert(parts: Parts, words: Value, mask: Value) -> Value:
             x = _layer_norm(parts, stream, norm, epsilon)
             asking = x
             if layer == layers - 1:
-                asking = op.first_of_each(tape, x, rows.count)
+                asking = op.first_of_each(tape, x, rows.number)
                 rows = Rows(1, graph.constant([1]))
-            mixed = attend.attention(
-                tape,
-                parts.linear(asking, f"{name}.attention.self.query"),
-                parts.linear(x, f"{name}.attention.self.key"),
-                parts.linear(x, f"{name}.attention.self.value"),
-                bias,
-                heads,
-                rows,
+            asked = Asked(
+                query=parts.linear(asking, f"{name}.attention.self.query"),
+                key=parts.linear(x, f"{name}.attention.self.key"),
+                value=parts.linear(x, f"{name}.attention.self.value"),
             )
+            mixed = attend.attention(tape, asked, look, rows)
             mixed = parts.linear(mixed, f"{name}.attention.output.dense")
             stream = graph.keep(op.plus(tape, mixed, asking))
             x = _layer_norm(parts, stream, f"{name}.attention.output.LayerNorm", epsilon)
@@ -165,40 +163,31 @@ def llama(parts: Parts, words: Value, mask: Value, rotation: tuple[Array, Array]
     size = int(config.get("head_dim") or config["hidden_size"] // count)
     heads = Heads(keys=keys, group=count // keys, size=size)
     embedded, mask = _prompted(parts, words, mask)
-    bias = graph.keep(attend.causal_bias(graph, mask, heads))
-    rows = Rows("length", attend.length_of(graph, bias))
-    table = tuple(
-        graph.keep(
-            graph.op(
-                "Slice",
-                parts.weights.table(graph, f"rotation.{name}", angles[:, None, :]),
-                graph.constant([0]),
-                rows.count,
-                shape=("length", 1, size),
-            )
-        )
-        for name, angles in zip(("cosine", "sine"), rotation, strict=True)
+    bias = attend.causal_bias(graph, mask, heads)
+    rows = attend.length_of(graph, bias)
+    cosine, sine = (
+        parts.weights.table(graph, f"rotation.{number}", array)
+        for number, array in enumerate(rotation)
     )
-    stream = graph.keep(op.flatten(tape, embedded, rows.count))
-    layers = int(config["num_hidden_layers"])
-    for layer in range(layers):
+    look = Look(heads, bias, rows, attend.turns(graph, cosine, sine, heads, rows))
+    stream = graph.keep(op.flatten(tape, embedded, rows.number))
+    for layer in range(int(config["num_hidden_layers"])):
         name = f"layers.{layer}"
-        with graph.keeping(wanted=layer == layers - 1):
-            x = op.rms_norm(tape, stream, parts.vector(f"{name}.input_layernorm.weight"), epsilon)
-            query, key = (
-                _rotate(parts, parts.linear(x, f"{name}.self_attn.{part}"), table, size, rows)
-                for part in ("q_proj", "k_proj")
-            )
-            value = parts.linear(x, f"{name}.self_attn.v_proj")
-            mixed = attend.attention(tape, query, key, value, bias, heads, rows)
-            mixed = parts.linear(mixed, f"{name}.self_attn.o_proj")
-            stream = graph.keep(op.plus(tape, mixed, stream))
-            weight = parts.vector(f"{name}.post_attention_layernorm.weight")
-            x = op.rms_norm(tape, stream, weight, epsilon)
-            gate = parts.linear(x, f"{name}.mlp.gate_proj")
-            wide = op.gated_silu(tape, gate, parts.linear(x, f"{name}.mlp.up_proj"))
-            mixed = parts.linear(wide, f"{name}.mlp.down_proj")
-            stream = graph.keep(op.plus(tape, mixed, stream))
+        x = op.rms_norm(tape, stream, parts.vector(f"{name}.input_layernorm.weight"), epsilon)
+        asked = Asked(
+            query=parts.linear(x, f"{name}.self_attn.q_proj"),
+            key=parts.linear(x, f"{name}.self_attn.k_proj"),
+            value=parts.linear(x, f"{name}.self_attn.v_proj"),
+        )
+        mixed = attend.attention(tape, asked, look, rows)
+        stream = op.plus(tape, parts.linear(mixed, f"{name}.self_attn.o_proj"), stream)
+        if not parts.recompute:
+            graph.keep(stream)
+        weight = parts.vector(f"{name}.post_attention_layernorm.weight")
+        x = op.rms_norm(tape, stream, weight, epsilon)
+        gate = parts.linear(x, f"{name}.mlp.gate_proj")
+        wide = op.gated_silu(tape, gate, parts.linear(x, f"{name}.mlp.up_proj"))
+        stream = graph.keep(op.plus(tape, parts.linear(wide, f"{name}.mlp.down_proj"), stream))
     return stream
 
 
@@ -206,11 +195,6 @@ def final_norm(parts: Parts, x: Value) -> Value:
     """Apply a language model's last norm."""
     epsilon = float(parts.config["rms_norm_eps"])
     return op.rms_norm(parts.tape, x, parts.vector("norm.weight"), epsilon)
-
-
-def _rotate(parts: Parts, x: Value, table: tuple[Value, ...], size: int, rows: Rows) -> Value:
-    """Turn queries or keys by their place."""
-    return attend.rotate(parts.tape, x, (table[0], table[1]), size, rows)
 
 
 def _prompted(parts: Parts, words: Value, mask: Value) -> tuple[Value, Value]:

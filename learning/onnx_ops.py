@@ -14,9 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from learning.onnx_graph import Dim, Graph, Shape, Value
-
-_LOWEST = float(np.finfo(np.float32).min)
+from learning.onnx_graph import Graph, Shape, Value
 
 Backward = Callable[[Value], None]
 
@@ -239,9 +237,10 @@ def rms_norm(tape: Tape, x: Value, weight: Value, epsilon: float) -> Value:
     """Divide each row by its root mean square, then scale it (Zhang & Sennrich 2019)."""
     graph, shape, column = tape.graph, x.shape, (x.shape[0], 1)
     mean = row_mean(graph, graph.op("Mul", x, x, shape=shape))
-    raised = graph.op("Add", mean, scalar(graph, epsilon), shape=column)
-    inverse = graph.op("Reciprocal", graph.op("Sqrt", raised, shape=column), shape=column)
-    normal = graph.op("Mul", x, inverse, shape=shape)
+    size = graph.op(
+        "Sqrt", graph.op("Add", mean, scalar(graph, epsilon), shape=column), shape=column
+    )
+    normal = graph.op("Div", x, size, shape=shape)
     output = graph.op("Mul", normal, weight, shape=shape)
 
     def backward(gradient: Value) -> None:
@@ -249,7 +248,7 @@ def rms_norm(tape: Tape, x: Value, weight: Value, epsilon: float) -> Value:
         product = graph.op("Mul", scaled, graph.recall(normal), shape=shape)
         along = graph.op("Mul", graph.recall(normal), row_mean(graph, product), shape=shape)
         rest = graph.op("Sub", scaled, along, shape=shape)
-        tape.add(x, graph.op("Mul", rest, graph.recall(inverse), shape=shape))
+        tape.add(x, graph.op("Div", rest, graph.recall(size), shape=shape))
 
     return tape.record(output, [x], backward)
 
@@ -266,7 +265,7 @@ def first_of_each(tape: Tape, x: Value, length: Value) -> Value:
     length
         Rows of an example, int64, shape (1,).
     """
-    graph, features = tape.graph, x.shape[1]
+    graph, features = tape.graph, x.features
     examples = by_example(graph, x, length)
     picked = graph.op(
         "Gather", examples, graph.constant(np.int64(0)), shape=("batch", features), axis=1
@@ -293,7 +292,7 @@ def first_of_each(tape: Tape, x: Value, length: Value) -> Value:
 def prepend(tape: Tape, prompt: Value, embedded: Value) -> Value:
     """Put a soft prompt, shape (prompt, features), before the embedded tokens of each example."""
     graph = tape.graph
-    count, features = prompt.shape
+    count, features = int(prompt.shape[0]), prompt.features
     batch = graph.op("Shape", embedded, shape=(1,), element=TensorProto.INT64, start=0, end=1)
     target = graph.op(
         "Concat",
@@ -325,7 +324,7 @@ def prepend(tape: Tape, prompt: Value, embedded: Value) -> Value:
 
 def flatten(tape: Tape, x: Value, length: Value) -> Value:
     """Turn (batch, length, features) into (tokens, features)."""
-    graph, features = tape.graph, x.shape[2]
+    graph, features = tape.graph, x.features
     output = graph.op("Reshape", x, graph.constant([-1, features]), shape=("tokens", features))
 
     def backward(gradient: Value) -> None:
@@ -335,8 +334,8 @@ def flatten(tape: Tape, x: Value, length: Value) -> Value:
 
 
 def pick(tape: Tape, x: Value, places: Value) -> Value:
-    """Give the rows of `x` whose numbers `places` holds, int64, shape (picked,), no number twice."""
-    graph, features = tape.graph, x.shape[1]
+    """Give the rows of `x` that `places` numbers: int64, shape (picked,), no number twice."""
+    graph, features = tape.graph, x.features
     output = graph.op("Gather", x, places, shape=(*places.shape, features), axis=0)
     like = graph.keep(graph.op("Shape", x, shape=(2,), element=TensorProto.INT64))
 
@@ -353,7 +352,7 @@ def pick(tape: Tape, x: Value, places: Value) -> Value:
 
 def by_example(graph: Graph, x: Value, length: Value) -> Value:
     """Turn (tokens, features) into (batch, length, features)."""
-    features = x.shape[1]
+    features = x.features
     target = graph.op(
         "Concat",
         graph.constant([-1]),

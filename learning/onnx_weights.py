@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from ffm_common.errors import ModelUnsupported
 from ffm_common.tensors import Array
-from learning.onnx_engine import Format, Lookup
+from learning.onnx_folder import Format, Lookup
 from learning.onnx_graph import Graph, Stored, Value
 
 _BLOCK = 64
@@ -53,7 +53,7 @@ class BaseTensors:
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        self._file = safe_open(folder / "model.safetensors", framework="numpy")
+        self._file: Any = safe_open(folder / "model.safetensors", framework="numpy")
         self._names = set(self._file.keys())
 
     def __contains__(self, name: str) -> bool:
@@ -69,12 +69,10 @@ class BaseTensors:
             raise ModelUnsupported(f"{name} is kept as {found.dtype}")
         return found
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Give a tensor's shape, as it is before quantization."""
-        if name + _QUANT_STATE in self._names:
-            rows, columns = msgspec.json.decode(self._raw(name + _QUANT_STATE).tobytes())["shape"]
-            return int(rows), int(columns)
-        return self._raw(name).shape
+    def packed_shape(self, name: str) -> tuple[int, int]:
+        """Give a quantized matrix's shape, as it was before."""
+        rows, columns = self._state(name)["shape"]
+        return int(rows), int(columns)
 
     def packed(self, name: str) -> _Packed | None:
         """Give a matrix as bitsandbytes keeps it, or None if it is not quantized.
@@ -84,8 +82,8 @@ class BaseTensors:
         """
         if name + _QUANT_STATE not in self._names:
             return None
-        state: dict[str, Any] = msgspec.json.decode(self._raw(name + _QUANT_STATE).tobytes())
-        rows, columns = state["shape"]
+        state = self._state(name)
+        rows, columns = self.packed_shape(name)
         if state["blocksize"] != _BLOCK or rows * columns % _BLOCK:
             raise ModelUnsupported(f"{name} is not kept in blocks of {_BLOCK}")
         scales = self._raw(name + ".absmax")
@@ -99,6 +97,10 @@ class BaseTensors:
             levels=self._raw(name + ".quant_map"),
             shape=(rows, columns),
         )
+
+    def _state(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.json.decode(self._raw(name + _QUANT_STATE).tobytes())
+        return found
 
     def _raw(self, name: str) -> NDArray[Any]:
         if name not in self._names:
@@ -163,7 +165,7 @@ class Weights:
         scales = graph.stored(f"{name}.scales", places["scales"])
         if self._form == "int8":
             return _dequantized(graph, codes, scales)
-        return self._unpacked(graph, codes, scales, self._tensors.shape(name))
+        return self._unpacked(graph, codes, scales, self._tensors.packed_shape(name))
 
     def lookup(self, name: str) -> Lookup:
         """Say where the rows of an embedding matrix are, for a program that reads the file."""
@@ -203,7 +205,7 @@ class Weights:
                 self._levels = packed.levels
             if not np.array_equal(self._levels, packed.levels):
                 raise ModelUnsupported(f"{name} has other levels than the rest")
-            return {"codes": packed.codes, "scales": packed.scales}
+            return {"codes": packed.codes, "scales": packed.scales[:, :, None]}
         array = self._tensors.array(name)
         return _int8(array) if self._form == "int8" else {"": array}
 
@@ -220,7 +222,6 @@ class Weights:
             raise ValueError("no NF4 matrix has been written")
         high, low = np.divmod(np.arange(256), 16)
         pairs = graph.constant(np.stack([self._levels[high], self._levels[low]], axis=1))
-        blocks = codes.shape[0]
         index = graph.op(
             "Cast",
             codes,
@@ -229,11 +230,9 @@ class Weights:
             to=TensorProto.INT32,
             fleeting=True,
         )
-        found = graph.op("Gather", pairs, index, shape=(blocks, _BLOCK // 2, 2), fleeting=True)
-        rows = graph.op(
-            "Reshape", found, graph.constant([-1, _BLOCK]), shape=(blocks, _BLOCK), fleeting=True
-        )
-        scaled = graph.op("Mul", rows, scales, shape=(blocks, _BLOCK), fleeting=True)
+        shape3 = (codes.shape[0], _BLOCK // 2, 2)
+        found = graph.op("Gather", pairs, index, shape=shape3, fleeting=True)
+        scaled = graph.op("Mul", found, scales, shape=shape3, fleeting=True)
         return graph.op("Reshape", scaled, graph.constant(shape), shape=shape, fleeting=True)
 
 

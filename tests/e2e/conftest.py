@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -170,6 +171,8 @@ class Town:
             "base": str(self.base),
             "broker": {"port": self.port},
             "data": {"path": "private.jsonl"},
+            # A board without sensors: what else this machine does shall not pause a test.
+            "meter": {"root": "board"},
             **more,
         }
         path = folder / "agent.toml"
@@ -188,18 +191,15 @@ class Town:
         return self.start("agent", "run", "--config", f"{name}/agent.toml", log=name)
 
     def versions(self) -> list[VersionRow]:
-        import sqlite3
-
         try:
             return read_versions(self.ledger)
         except sqlite3.Error:
             return []
 
-    def updates(self, version: int) -> dict[str, UpdateRow]:
-        """Read the counted updates of a version, without opening the hub's ledger for writing."""
-        import sqlite3
-
-        with contextlib.closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True)) as db:
+    def updates(self, version: int, ledger: Path | None = None) -> dict[str, UpdateRow]:
+        """Read the counted updates of a version, without opening the ledger for writing."""
+        address = f"file:{ledger or self.ledger}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as db:
             db.row_factory = sqlite3.Row
             rows = db.execute("SELECT * FROM updates WHERE version = ?", (version,)).fetchall()
         return {row["agent"]: UpdateRow(**dict(row)) for row in rows}

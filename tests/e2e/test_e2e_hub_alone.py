@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 
 from federation import messages
 from federation.chunks import CHUNK, chunk_count, pack
@@ -67,20 +66,29 @@ class Puppet:
                 case MessageRoute(kind=kind) if kind in _ANSWERS:
                     self.answers.append(messages.decode(event.payload, _ANSWERS[kind]))
 
-    def says(self, status: AgentStatus, *, boot: int = 1) -> None:
-        state = messages.encode(AgentState(status=status, boot=boot, profile="rpi4-4gb"))
-        assert self.session.publish(self.topics.agent_state(self.name), state, retain=True)
+    def says(self, status: AgentStatus, *, boot: int = 1, version: int = -1) -> None:
+        state = messages.encode(
+            AgentState(status=status, boot=boot, version=version, profile="rpi4-4gb")
+        )
+        self._publish(self.topics.agent_state(self.name), state, retain=True)
 
     def offers(self, blob: bytes, version: int, *, size: int | None = None) -> Offer:
         offer = Offer(
             digest=sha256_bytes(blob), size=size or len(blob), version=version, examples=10
         )
-        self.session.publish(self.topics.up(self.name, "offer"), messages.encode(offer))
+        self._publish(self.topics.up(self.name, "offer"), messages.encode(offer))
         return offer
 
     def sends(self, blob: bytes, index: int) -> None:
         topic = self.topics.chunk_up(self.name, sha256_bytes(blob), index)
-        self.session.publish(topic, pack(blob[index * CHUNK : (index + 1) * CHUNK]))
+        self._publish(topic, pack(blob[index * CHUNK : (index + 1) * CHUNK]))
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Send, if need be once the link is back."""
+        until = time.monotonic() + 30
+        while self.session.publish(topic, payload, retain=retain) is None:
+            assert time.monotonic() < until, "the link does not come back"
+            self.hears()
 
     def is_answered(self, seconds: float = 10.0) -> Need | Receipt:
         """Wait for the next answer."""
@@ -114,36 +122,36 @@ class Puppet:
         )
 
 
-@pytest.fixture
-def puppets(town: Town) -> Iterator[tuple[Puppet, Puppet]]:
+@contextmanager
+def two_puppets(town: Town) -> Iterator[tuple[Puppet, Puppet]]:
     one, two = (Puppet(town.port, town.federation, name) for name in ("one", "two"))
     with closing(one.session), closing(two.session):
         yield one, two
 
 
-def test_a_hub_counts_right_through_restarts_in_mid_upload_and_bad_manners(
-    town: Town, puppets: tuple[Puppet, Puppet]
-) -> None:
-    one, two = puppets
+def test_a_hub_counts_right_through_restarts_in_mid_upload_and_bad_manners(town: Town) -> None:
     town.write_hub(versions={"count": 1, "buffer": 2, "grace_s": 1.0})
     hub = town.start_hub()
-    town.until(lambda: one.sees(0, "open"), "version 0 is open")
-    two.hears()
-    for puppet in puppets:
-        puppet.says("idle", boot=5)
-    start = load_tensors(town.folder / "hub" / "state" / "versions" / "0")
-    digest = base.describe(town.base).digest
+    with two_puppets(town) as (one, two):
+        town.until(lambda: one.sees(0, "open"), "version 0 is open")
+        one.says("idle", boot=5)
+        two.says("idle", boot=5)
+        start = load_tensors(town.folder / "hub" / "state" / "versions" / "0")
+        digest = base.describe(town.base).digest
 
-    what_cannot_be_right_is_refused(one, start, digest)
-    hub = an_upload_goes_on_after_the_hub_was_killed(town, hub, one, _update(start, digest, 1))
-    an_update_counts_once(town, one, _update(start, digest, 1), _update(start, digest, 2))
-    a_broker_that_dies_is_started_again(town, hub, one)
-    an_agent_that_has_failed_is_not_waited_for(town, two)
-    what_comes_after_the_last_version_is_refused(town, one, _update(start, digest, 3, version=1))
-
+        what_cannot_be_right_is_refused(one, start, digest)
+        update = _update(start, digest, 1)
+        hub = an_upload_goes_on_after_the_hub_was_killed(town, hub, one, update)
+        an_update_counts_once(town, one, update, _update(start, digest, 2))
+        a_broker_that_dies_is_started_again(town, hub, one)
+        an_agent_that_has_failed_is_not_waited_for(town, two)
+        late = _update(start, digest, 3, version=1)
+        what_comes_after_the_last_version_is_refused(town, one, late)
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
     assert town.left_over() == []
+
+    a_hub_that_has_finished_ends_when_all_have_the_last_version(town)
     assert "Traceback" not in hub.said()
 
 
@@ -221,7 +229,6 @@ def a_broker_that_dies_is_started_again(town: Town, hub: Started, one: Puppet) -
 
 def an_agent_that_has_failed_is_not_waited_for(town: Town, two: Puppet) -> None:
     """Its boot count has started anew, too, as on a new card: it must be heard all the same."""
-    two.hears()
     two.says("training", boot=6)
     two.says("failed", boot=1)
     town.until(lambda: two.sees(1, "finished"), "the version closes without it")
@@ -238,6 +245,18 @@ def what_comes_after_the_last_version_is_refused(town: Town, one: Puppet, blob: 
     one.hears()
     assert one.hub is not None
     assert one.hub.status == "finished"
+
+
+def a_hub_that_has_finished_ends_when_all_have_the_last_version(town: Town) -> None:
+    town.write_hub(versions={"count": 1, "buffer": 2, "grace_s": 1.0, "exit_when_done": True})
+    hub = town.start_hub()
+    with two_puppets(town) as puppets:
+        for puppet in puppets:
+            town.until(lambda p=puppet: p.sees(1, "finished"), "version 1 is announced")  # type: ignore[misc]
+            assert hub.running()  # nobody, or but one, has said that it holds the version
+            puppet.says("idle", boot=9, version=1)
+        assert hub.wait() == 0
+    assert town.left_over() == []
 
 
 def _update(start: Tensors, digest: str, seed: int, *, version: int = 0) -> bytes:

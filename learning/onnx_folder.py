@@ -1,0 +1,93 @@
+"""An exported training step on disk: what `learning.onnx_export` writes and a board is given.
+
+``step.onnx`` gives loss and gradients, ``answer.onnx`` scores; both take their frozen weights from
+``weights.bin``. ``start.safetensors`` is the adapter to start from; the tokenizer is the base's.
+``onnx.json`` names all of them by their digests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from ffm_common.errors import ModelDigest, ModelMissing
+from ffm_common.files import sha256_file
+from ffm_common.task import Task
+
+MANIFEST, STEP, ANSWER = "onnx.json", "step.onnx", "answer.onnx"
+WEIGHTS, START = "weights.bin", "start.safetensors"
+
+Format: TypeAlias = Literal["fp32", "int8", "nf4"]
+
+
+class Lookup(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an embedding matrix lies in ``weights.bin``.
+
+    Parameters
+    ----------
+    offset
+        Of its first byte.
+    rows, width
+        Its shape.
+    scales
+        Offset of one float32 scale for each row, if the rows are int8 and not float32.
+    """
+
+    offset: int
+    rows: int
+    width: int
+    scales: int | None
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``onnx.json`` says.
+
+    Parameters
+    ----------
+    base_digest
+        Of the base folder that the weights were taken from.
+    weights
+        How matrices are kept.
+    task
+        What the graphs were written for.
+    embedding
+        Where the vectors of the tokens are.
+    files
+        SHA-256 of each file of the folder.
+    """
+
+    base_digest: str
+    weights: Format
+    task: Task
+    embedding: Lookup
+    files: dict[str, str]
+
+
+def describe(folder: Path) -> Exported:
+    """Read ``onnx.json``; ModelMissing if it is not there or not one."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Exported)
+    except OSError as error:
+        raise ModelMissing(f"{folder} is no exported training step") from error
+    except msgspec.DecodeError as error:
+        raise ModelMissing(f"{folder / MANIFEST}: {error}") from error
+
+
+def verify(folder: Path) -> Exported:
+    """Read every byte of an exported folder and check it against its digests.
+
+    Raises
+    ------
+    ModelMissing, ModelDigest
+        A file is absent, or differs by as little as one bit; the file is named.
+    """
+    exported = describe(folder)
+    for name, expected in exported.files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise ModelMissing(f"{folder} lacks {name}")
+        if sha256_file(path) != expected:
+            raise ModelDigest(f"{path} has been altered")
+    return exported
