@@ -10,7 +10,7 @@ import msgspec
 from ffm_common import config
 from ffm_common.config import Config
 from ffm_common.errors import ConfigInvalid, UpdateInvalid
-from ffm_common.task import Adapter, Training
+from ffm_common.task import Adapter, TaskKind, Training
 from quantization.updates import codec
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\Z")]
@@ -95,6 +95,8 @@ class HubConfig(Config, frozen=True, kw_only=True):
     ----------
     base
         Folder made by ``ffm model prepare``.
+    task
+        ``classification`` of labelled text, or ``causal-lm``: the next token of plain text.
     codec_up, codec_down
         How updates and versions are encoded. One unbiased bit is enough where four or more devices
         take part; with fewer take eden2 to eden4.
@@ -105,6 +107,7 @@ class HubConfig(Config, frozen=True, kw_only=True):
     federation: Name
     base: str
     public: Public
+    task: TaskKind = "classification"
     folder: str = "state"
     profile: str = "gateway"
     broker: BrokerChoice = BrokerChoice()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from pathlib import Path
 
@@ -27,48 +26,36 @@ from federation.messages import (
     Manifest,
     Offer,
     Receipt,
-    Reject,
 )
 from federation.receive import UploadReceiver
 from federation.session import Connected, Disconnected, Event, Received, Session
 from federation.topics import ChunkRoute, MessageRoute, StateRoute, Topics
 from ffm_common import tensors as shape
 from ffm_common.errors import (
-    BlobOversize,
-    FfmError,
     LedgerBroken,
     MessageInvalid,
-    UpdateInvalid,
 )
-from ffm_common.files import make_folder, sync_folder
+from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
-from ffm_common.seeds import derive
 from ffm_common.task import Task
-from ffm_common.tensors import Tensors
-from hub.aggregation import Contribution, aggregate, hold
 from hub.broker import Broker
 from hub.config import Located
-from hub.ledger import Ledger, UpdateRow, VersionRow
+from hub.intake import Intake
+from hub.ledger import Ledger, VersionRow
+from hub.maker import Maker
 from hub.meter import Meter
+from hub.registry import Registry
 from hub.rounds import Round
-from hub.worker import ADAPTER, BLOB, VersionJob, VersionResult
-from learning import adapter, base
-from learning.data import label_names, read_labelled, require_labels
-from learning.process import Worker
+from learning import base
+from learning.data import read_labelled, require_labels
 from profiles import profile as profiles
-from profiles.limits import Limits
-from quantization.updates.container import shapes_of, unpack
 
 log = logging.getLogger("ffm.hub")
 
 _TICK_S = 0.2
 _FAREWELL_S = 20.0
 _REUNION_S = 45.0
-_ATTEMPTS = 3
-_KEEP_VERSIONS = 20
 _MAX_UPDATE_BYTES = 1 << 30
-_CONTAINER_SLACK = 1 << 18
-_CANDIDATE = "candidate.safetensors"
 
 
 class Hub:
@@ -113,12 +100,12 @@ class Hub:
         self._session: Session
         self._receiver: UploadReceiver
         self._meter: Meter
-        self._version: VersionRow | None = self._ledger.latest()
-        self._tensors: Tensors = {}
+        self._registry = Registry(self._folder / "versions", self._ledger, self._store)
+        self._intake = Intake(self._registry, self._ledger, self._store, self._base.digest)
+        self._maker = Maker(
+            located, self._base.digest, self._task, self._profile, self._folder / "work"
+        )
         self._round = Round(self._config.versions, (), ())
-        self._worker: Worker[VersionResult] | None = None
-        self._tail = 0.0
-        self._failures = 0
         self._boots: dict[str, int] = {}
         self._present: dict[str, AgentState] = {}
         self._finished_at: float | None = None
@@ -148,7 +135,7 @@ class Hub:
                 now = time.monotonic()
                 self._tend_broker()
                 self._receiver.tick(now)
-                self._tend_worker()
+                self._take_made()
                 self._close_version(now)
                 self._meter.tick(now)
                 self._announce()
@@ -177,36 +164,33 @@ class Hub:
             self._folder / "incoming",
             self._topics,
             self._session.publish,
-            self._admit,
+            self._intake.admit,
             self._accept,
             max_bytes=_MAX_UPDATE_BYTES,
         )
 
     def _leave(self) -> None:
         """End what the loop has started."""
-        if self._worker is not None:
-            self._worker.close()
+        self._maker.close()
         self._publish_state(msgspec.structs.replace(self._state, status="left"))
         self._session.close()
 
     def _resume(self) -> None:
         """Carry on from the last version in the ledger, or have the first one made."""
-        if self._version is None:
+        current = self._registry.current
+        if current is None:
             log.info("no version yet: making version 0")
             self._meter = Meter(self._ledger, self._session, 0)
-            self._make_version(0, None)
             return
-        log.info("carrying on from version %d", self._version.version)
+        log.info("carrying on from version %d", current.version)
         # Agents were cut off, too: their longest pause between two attempts may have just begun.
-        self._open_version(self._version, patience=_REUNION_S)
+        self._open_version(current, patience=_REUNION_S)
 
     def _open_version(self, row: VersionRow, *, patience: float = 0.0) -> None:
         """Publish a version and collect the updates made from it.
 
         Agents that are not there count as lost `patience` seconds from now.
         """
-        self._version = row
-        self._tensors = adapter.load_tensors(self._adapter_folder(row.version))
         counted = self._ledger.updates(row.version)
         self._round = Round(
             self._config.versions, self._ledger.agents(), [update.agent for update in counted]
@@ -221,11 +205,9 @@ class Hub:
             self._finished_at = now
             # Right after a restart nobody is there yet: then all who ever were are waited for.
             self._farewell = sorted(self._present) or self._ledger.agents()
+        self._intake.open = not finished and self._closing(row.version) is None
         self._set("finished" if finished else "open", row.version)
         self._publish_manifest()
-
-    def _adapter_folder(self, version: int) -> Path:
-        return self._folder / "versions" / str(version)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -302,175 +284,61 @@ class Hub:
         else:
             self._round.arrive(agent, now)
 
-    # -- updates --------------------------------------------------------------------------------
-
-    def _admit(self, agent: str, offer: Offer) -> Receipt | None:
-        """Answer an offer before a byte is sent: counted already, too late, or None: go on."""
-        counted = self._ledger.update_of(agent, offer.version)
-        if counted is not None:
-            if counted.digest == offer.digest:
-                return Done(digest=offer.digest, version=offer.version)
-            return Reject(
-                digest=offer.digest,
-                code="already-counted",
-                why=f"another update of {agent} is counted for version {offer.version}",
-            )
-        if (
-            self._version is None
-            or offer.version != self._version.version
-            or self._finished_at is not None
-            or self._ledger.pinned(f"closed/{offer.version}") is not None
-        ):
-            return Reject(
-                digest=offer.digest,
-                code="version-closed",
-                why=f"version {offer.version} takes no more updates",
-            )
-        most = 4 * shape.count(self._tensors) + _CONTAINER_SLACK
-        if offer.size > most:
-            return Reject(
-                digest=offer.digest,
-                code=BlobOversize.code,
-                why=f"an update of {offer.size} bytes, at most {most} can be right",
-            )
-        return None
-
-    def _accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
-        """Judge a whole update; after Done it is in the ledger and will be counted once."""
-        late = self._admit(agent, offer)
-        if late is not None:
-            return late
-        blob = path.read_bytes()
-        try:
-            header, delta = unpack(blob, shapes_of(self._tensors), base=self._base.digest)
-            # What could not be added up later must not be counted now.
-            hold(self._tensors, delta, agent)
-            if header.kind != "update" or header.version != offer.version:
-                raise UpdateInvalid(f"{header.kind} of version {header.version} in its place")
-        except UpdateInvalid as error:
-            log.warning("update of %s refused: %s", agent, error.message)
-            return Reject(digest=offer.digest, code=error.code, why=error.message)
-        self._store.put(blob)
-        row = UpdateRow(
-            agent=agent,
-            version=offer.version,
-            digest=offer.digest,
-            size=offer.size,
-            examples=offer.examples,
-            loss=offer.loss,
-            received=time.time(),
-        )
-        self._ledger.add_update(row)
-        self._round.deliver(agent)
-        self._set("open", offer.version)
-        log.info(
-            "version %d: update of %s (%d bytes), %d of %d",
-            offer.version,
-            agent,
-            offer.size,
-            self._round.delivered,
-            self._round.expected,
-        )
-        return Done(digest=offer.digest, version=offer.version)
-
     # -- versions -------------------------------------------------------------------------------
 
+    def _accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
+        """Take a whole update in; the round hears of those that count."""
+        receipt = self._intake.accept(agent, offer, path)
+        if isinstance(receipt, Done):
+            self._round.deliver(agent)
+            self._set("open", offer.version)
+        return receipt
+
+    def _closing(self, version: int) -> str | None:
+        """Give why a version has closed; written down first, so that a restart closes it alike."""
+        return self._ledger.pinned(f"closed/{version}")
+
     def _close_version(self, now: float) -> None:
-        """Aggregate and start the worker when the version is due."""
-        row = self._version
-        if row is None or self._worker is not None or self._state.status == "finished":
+        """Have the next version made when the current one is due, or the very first."""
+        row = self._registry.current
+        if self._maker.busy or self._finished_at is not None:
             return
-        pinned = self._ledger.pinned(f"closed/{row.version}")
-        reason = pinned or self._round.reason_to_close(now)
+        if row is None:
+            self._maker.begin(0)
+            return
+        reason = self._closing(row.version) or self._round.reason_to_close(now)
         if reason is None:
             return
-        # Written down first: a hub killed from here on closes with the same updates.
         self._ledger.pin(f"closed/{row.version}", reason)
+        self._intake.open = False
         self._set("closing", row.version, detail=reason)
         self._announce()
-        updates = self._ledger.updates(row.version)
-        log.info("version %d closes with %d updates (%s)", row.version, len(updates), reason)
-        contributions = {}
-        for update in updates:
-            blob = self._store.path(update.digest).read_bytes()
-            _, delta = unpack(blob, shapes_of(self._tensors), base=self._base.digest)
-            contributions[update.agent] = Contribution(delta, update.examples)
-        result = aggregate(self._tensors, contributions)
-        self._tail = result.tail
-        work = make_folder(self._work_folder(row.version + 1))
-        shape.save(work / _CANDIDATE, result.tensors)
-        self._make_version(row.version + 1, work / _CANDIDATE)
+        counted = self._intake.counted(row.version)
+        log.info("version %d closes with %d updates (%s)", row.version, len(counted), reason)
+        self._maker.add_up(row.version + 1, self._registry.tensors, counted)
 
-    def _work_folder(self, version: int) -> Path:
-        return self._folder / "work" / str(version)
-
-    def _make_version(self, version: int, candidate: Path | None) -> None:
-        public = self._config.public
-        limits = Limits.of(self._profile)
-        job = VersionJob(
-            base=str(self._where.base),
-            base_digest=self._base.digest,
-            version=version,
-            candidate=None if candidate is None else str(candidate),
-            task=self._task,
-            codec=self._config.codec_down,
-            train=str(self._where.train),
-            evaluation=str(self._where.evaluation),
-            text=public.text,
-            label=public.label,
-            steps=public.steps,
-            rate_scale=public.rate_scale,
-            threads=limits.threads,
-            seed=derive(self._task.seed, "hub", version),
-        )
-        self._worker = Worker(
-            "hub.worker", job, VersionResult, folder=self._work_folder(version), limits=limits
-        )
-
-    def _tend_worker(self) -> None:
-        if self._worker is None or not self._worker.poll():
+    def _take_made(self) -> None:
+        """Commit a version that is ready, and open it."""
+        made = self._maker.poll()
+        if made is None:
             return
-        worker, self._worker = self._worker, None
-        version = 0 if self._version is None else self._version.version + 1
-        try:
-            result = worker.result()
-        except FfmError as error:
-            self._failures += 1
-            log.error("making version %d failed: %s", version, error.message)
-            if self._failures >= _ATTEMPTS:
-                raise
-            if self._version is None:
-                self._make_version(0, None)
-            return  # a version in closing is taken up again by the loop
-        self._failures = 0
-        self._commit_version(version, result)
-
-    def _commit_version(self, version: int, result: VersionResult) -> None:
-        """Make a finished version the current one; the ledger's row is the moment it exists."""
-        work = self._work_folder(version)
-        blob = (work / BLOB).read_bytes()
-        digest = self._store.put(blob)
-        target = self._adapter_folder(version)
-        make_folder(target.parent)
-        shutil.rmtree(target, ignore_errors=True)
-        (work / ADAPTER).rename(target)
-        sync_folder(target.parent)
-        spent = self._meter.spent()
+        version, spent = self._registry.next, self._meter.spent()
         row = VersionRow(
             version=version,
-            blob=digest,
-            size=len(blob),
-            accuracy=result.measure.accuracy,
-            loss=result.measure.loss,
+            blob=self._registry.keep_blob(made.blob),
+            size=len(made.blob),
+            accuracy=made.result.measure.accuracy,
+            loss=made.result.measure.loss,
             updates=self._round.delivered if version else 0,
-            closed_because=self._ledger.pinned(f"closed/{version - 1}") or "start",
-            tail=self._tail,
+            closed_because=self._closing(version - 1) or "start",
+            tail=made.tail,
             uplink_bytes=spent.uplink_bytes,
             downlink_bytes=spent.downlink_bytes,
             seconds=spent.seconds,
             created=time.time(),
         )
-        self._ledger.add_version(row)
+        self._registry.commit(row, made.adapter)
+        self._maker.clear()
         log.info(
             "version %d: accuracy %.3f, loss %.3f, %d updates",
             version,
@@ -478,24 +346,12 @@ class Hub:
             row.loss,
             row.updates,
         )
-        self._forget_before(version)
         self._open_version(row)
-
-    def _forget_before(self, version: int) -> None:
-        """Delete blobs that nobody will ask for again: older versions and updates counted."""
-        shutil.rmtree(self._folder / "work", ignore_errors=True)
-        wanted = {row.blob for row in self._ledger.versions() if row.version >= version}
-        for digest in list(self._store.digests()):
-            if digest not in wanted:
-                self._store.remove(digest)
-        for folder in (self._folder / "versions").iterdir():
-            if int(folder.name) <= version - _KEEP_VERSIONS:
-                shutil.rmtree(folder, ignore_errors=True)
 
     # -- what others see ------------------------------------------------------------------------
 
     def _publish_manifest(self) -> None:
-        row = self._version
+        row = self._registry.current
         if row is None:
             return
         manifest = Manifest(
@@ -504,7 +360,7 @@ class Hub:
             blob=row.blob,
             size=row.size,
             base=self._base.digest,
-            spec=shape.spec_digest(self._tensors),
+            spec=shape.spec_digest(self._registry.tensors),
             task=self._task,
             codec=self._config.codec_up,
             deadline_s=self._config.versions.deadline_s,
@@ -541,16 +397,19 @@ class Hub:
 
 
 def _task(located: Located) -> Task:
-    """Build the task: its labels are those of the hub's own data."""
+    """Build the task; a classification's labels are those of the hub's own data."""
     config, public = located.config, located.config.public
-    examples = [
-        example
-        for path in (located.train, located.evaluation)
-        for example in read_labelled(path, text=public.text, label=public.label)
-    ]
-    require_labels(examples)
+    labels: list[str] = []
+    if config.task == "classification":
+        examples = [
+            example
+            for path in (located.train, located.evaluation)
+            for example in read_labelled(path, text=public.text, label=public.label)
+        ]
+        labels = require_labels(examples)
     return Task(
-        labels=tuple(label_names(examples)),
+        kind=config.task,
+        labels=tuple(labels),
         adapter=config.adapter,
         training=config.training,
         seed=config.seed,

@@ -18,13 +18,13 @@ import onnx
 from onnx import TensorProto
 
 from ffm_common import tensors as shape
-from ffm_common.errors import ConfigInvalid, ModelUnsupported
+from ffm_common.errors import ConfigInvalid, ModelUnsupported, PathUnwritable
 from ffm_common.files import make_folder, sha256_file, write_atomic
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
-from learning import base, onnx_loss, onnx_models, onnx_ops
+from learning import base, onnx_loss, onnx_models, onnx_ops, tokens
 from learning.onnx_engine import gradient_of
-from learning.onnx_folder import ANSWER, MANIFEST, START, STEP, WEIGHTS, Exported, Format
+from learning.onnx_folder import ANSWER, MANIFEST, START, STEP, WEIGHTS, Exported, Format, digest_of
 from learning.onnx_graph import Graph, Value
 from learning.onnx_loss import Output
 from learning.onnx_models import PROMPT, Parts
@@ -32,7 +32,6 @@ from learning.onnx_ops import Tape
 from learning.onnx_weights import BaseTensors, Weights
 from learning.torch_engine import TorchEngine
 
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _EMBEDDING = {
     "classification": "embeddings.word_embeddings.weight",
     "causal-lm": "embed_tokens.weight",
@@ -66,6 +65,8 @@ def export(
         The base, or an adapter on it, is of a kind that cannot be exported.
     ConfigInvalid
         The task's texts are longer than the base can take.
+    PathUnwritable
+        `out` cannot be written, or holds something else.
     """
     found = base.describe(folder)
     if weights not in {found.weights, "fp32"} and (found.weights, weights) != ("fp32", "int8"):
@@ -73,6 +74,12 @@ def export(
             f"a base kept in {found.weights} cannot be exported in {weights}",
             remedy=f"prepare the base in {'fp32' if weights == 'int8' else weights}",
         )
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise PathUnwritable(
+            f"{out} is there and is no exported training step", remedy="name a new folder"
+        )
+    if missing := [name for name in tokens.FILES if not (folder / name).is_file()]:
+        raise ModelUnsupported(f"the tokenizer of {folder} has no {missing[0]}")
     config = json.loads((folder / "config.json").read_bytes())
     _check(task, config)
     engine = TorchEngine(folder, task)
@@ -87,16 +94,18 @@ def export(
                 onnx.save(writer.model(training=training), part / name)
             embedding = kept.lookup(_EMBEDDING[task.kind])
         shape.save(part / START, start)
-        for name in _TOKENIZER:
+        for name in tokens.FILES:
             shutil.copyfile(folder / name, part / name)
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         exported = Exported(
+            digest="",
             base_digest=found.digest,
             weights=weights,
             task=task,
             embedding=embedding,
             files=files,
         )
+        exported = msgspec.structs.replace(exported, digest=digest_of(exported))
         write_atomic(part / MANIFEST, msgspec.json.format(msgspec.json.encode(exported)))
         part.chmod(0o755)
         shutil.rmtree(out, ignore_errors=True)

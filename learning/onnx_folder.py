@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from ffm_common.errors import ModelDigest, ModelMissing
-from ffm_common.files import sha256_file
+from ffm_common.files import sha256_bytes, sha256_file
 from ffm_common.task import Task
 
 MANIFEST, STEP, ANSWER = "onnx.json", "step.onnx", "answer.onnx"
@@ -46,6 +46,8 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters
     ----------
+    digest
+        Names the whole folder: SHA-256 over the rest of this struct.
     base_digest
         Of the base folder that the weights were taken from.
     weights
@@ -58,11 +60,17 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
         SHA-256 of each file of the folder.
     """
 
+    digest: str
     base_digest: str
     weights: Format
     task: Task
     embedding: Lookup
     files: dict[str, str]
+
+
+def digest_of(exported: Exported) -> str:
+    """Give the digest that belongs to `exported`, whatever digest it has now."""
+    return sha256_bytes(msgspec.json.encode(msgspec.structs.replace(exported, digest="")))
 
 
 def describe(folder: Path) -> Exported:
@@ -84,6 +92,8 @@ def verify(folder: Path) -> Exported:
         A file is absent, or differs by as little as one bit; the file is named.
     """
     exported = describe(folder)
+    if digest_of(exported) != exported.digest:
+        raise ModelDigest(f"{folder / MANIFEST} does not match its own digest")
     for name, expected in exported.files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():

@@ -222,9 +222,9 @@ def _proto(node: _Node, needed: set[str], renamed: dict[str, str]) -> onnx.NodeP
     def called(value: Value | None) -> str:
         return "" if value is None else renamed.get(value.name, value.name)
 
-    outputs = [called(output) if output.name in needed else "" for output in node.outputs]
-    while outputs and not outputs[-1]:
-        outputs.pop()
+    # Only outputs at the end may be left out.
+    last = max(place for place, output in enumerate(node.outputs) if output.name in needed)
+    outputs = [called(output) for output in node.outputs[: last + 1]]
     return helper.make_node(
         node.kind, [called(part) for part in node.inputs], outputs, **node.attributes
     )

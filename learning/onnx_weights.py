@@ -53,7 +53,11 @@ class BaseTensors:
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        self._file: Any = safe_open(folder / "model.safetensors", framework="numpy")
+        path = folder / "model.safetensors"
+        if not path.is_file():
+            raise ModelUnsupported(f"{folder} does not keep its weights in one {path.name}")
+        opener: Any = safe_open
+        self._file = opener(path, framework="numpy")
         self._names = set(self._file.keys())
 
     def __contains__(self, name: str) -> bool:

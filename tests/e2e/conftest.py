@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from federation.messages import AgentState
+from ffm_common.tied import tied
 from fleet.layout import to_toml
 from fleet.observer import Observer
 from hub.ledger import UpdateRow, VersionRow, read_versions
@@ -78,7 +79,7 @@ class Started:
         self._output = log.with_suffix(".out")
         with log.open("ab") as sink, self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ffm", *command],
+                tied([sys.executable, "-m", "ffm", *command]),  # ends even with a killed pytest
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=sink,

@@ -1,0 +1,107 @@
+"""The judge of updates: which may come, and which of those that came are counted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from federation.blobs import BlobStore
+from federation.messages import Done, Offer, Receipt, Reject
+from ffm_common import tensors as shape
+from ffm_common.errors import BlobOversize, UpdateInvalid
+from hub.aggregation import hold
+from hub.ledger import Ledger, UpdateRow
+from hub.registry import Registry
+from quantization.updates.container import shapes_of, unpack
+
+log = logging.getLogger("ffm.hub")
+
+_CONTAINER_SLACK = 1 << 18
+
+
+class Intake:
+    """Judges updates for the current version.
+
+    Parameters
+    ----------
+    registry, ledger, store
+        The hub's.
+    base_digest
+        Of the base that updates must be made on.
+    """
+
+    def __init__(
+        self, registry: Registry, ledger: Ledger, store: BlobStore, base_digest: str
+    ) -> None:
+        self._registry = registry
+        self._ledger = ledger
+        self._store = store
+        self._base_digest = base_digest
+        self.open = False
+        """Whether the current version takes updates."""
+
+    def admit(self, agent: str, offer: Offer) -> Receipt | None:
+        """Answer an offer before a byte is sent: counted already, too late, or None: go on."""
+        counted = self._ledger.update_of(agent, offer.version)
+        if counted is not None:
+            if counted.digest == offer.digest:
+                return Done(digest=offer.digest, version=offer.version)
+            return Reject(
+                digest=offer.digest,
+                code="already-counted",
+                why=f"another update of {agent} is counted for version {offer.version}",
+            )
+        current = self._registry.current
+        if not self.open or current is None or offer.version != current.version:
+            return Reject(
+                digest=offer.digest,
+                code="version-closed",
+                why=f"version {offer.version} takes no more updates",
+            )
+        most = 4 * shape.count(self._registry.tensors) + _CONTAINER_SLACK
+        if offer.size > most:
+            return Reject(
+                digest=offer.digest,
+                code=BlobOversize.code,
+                why=f"an update of {offer.size} bytes, at most {most} can be right",
+            )
+        return None
+
+    def accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
+        """Judge a whole update; after Done it is in the ledger and will be counted once."""
+        answer = self.admit(agent, offer)
+        if answer is not None:
+            return answer
+        blob = path.read_bytes()
+        tensors = self._registry.tensors
+        try:
+            header, delta = unpack(blob, shapes_of(tensors), base=self._base_digest)
+            # What could not be added up later must not be counted now.
+            hold(tensors, delta, agent)
+            if header.kind != "update" or header.version != offer.version:
+                raise UpdateInvalid(f"{header.kind} of version {header.version} in its place")
+        except UpdateInvalid as error:
+            log.warning("update of %s refused: %s", agent, error.message)
+            return Reject(digest=offer.digest, code=error.code, why=error.message)
+        self._store.put(blob)
+        self._ledger.add_update(
+            UpdateRow(
+                agent=agent,
+                version=offer.version,
+                digest=offer.digest,
+                size=offer.size,
+                examples=offer.examples,
+                loss=offer.loss,
+                received=time.time(),
+            )
+        )
+        log.info("version %d: update of %s, %d bytes", offer.version, agent, offer.size)
+        return Done(digest=offer.digest, version=offer.version)
+
+    def counted(self, version: int) -> dict[str, tuple[bytes, int]]:
+        """Give the updates counted for a version: agent -> container, examples."""
+        return {
+            row.agent: (self._store.path(row.digest).read_bytes(), row.examples)
+            for row in self._ledger.updates(version)
+        }
