@@ -30,7 +30,6 @@ class Round:
         self._known = set(known)
         self._delivered = set(delivered)
         self._lost_since: dict[str, float] = {}
-        self._present: set[str] = set()
         self._opened: float | None = None
 
     @property
@@ -46,7 +45,6 @@ class Round:
     def arrive(self, agent: str, now: float) -> None:
         """Note that an agent is there and may work on this version."""
         self._known.add(agent)
-        self._present.add(agent)
         self._lost_since.pop(agent, None)
         if self._opened is None:
             self._opened = now
@@ -54,7 +52,6 @@ class Round:
     def vanish(self, agent: str, now: float) -> None:
         """Note that an agent is gone."""
         self._known.add(agent)
-        self._present.discard(agent)
         self._lost_since.setdefault(agent, now)
 
     def deliver(self, agent: str) -> None:

@@ -1,9 +1,9 @@
 """The networks that can be exported: BERT with a classifier, and Llama as a language model.
 
-Each block of a network begins at a sum of the residual stream. Only these sums are kept for the
-backward pass; what lies between is computed again when the backward pass gets there, except in the
-last layer, where it gets there at once. A block ends in a matrix product that the backward pass
-does not ask for, so that the second computation is cheaper than the first.
+Only sums of the residual stream are kept for the backward pass; what lies between them is computed
+again when the backward pass gets there. The product that leads up to a sum is not asked for then,
+so the second computation is cheaper than the first. BERT keeps both sums of a layer, and all of its
+last layer, which works on one place of each text; Llama, with more layers, one sum of each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from learning.onnx_ops import Factors, Linear, Tape
 from learning.onnx_weights import Weights
 
 PROMPT = "prompt_embeddings"
+_FIXED_ANGLES = {"default", "linear", "llama3"}
 
 
 class Parts(NamedTuple):
@@ -158,6 +159,10 @@ def llama(parts: Parts, words: Value, mask: Value, rotation: tuple[Array, Array]
     _demand(config, hidden_act="silu")
     if config.get("use_sliding_window"):
         raise ModelUnsupported("the base attends through a sliding window")
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in _FIXED_ANGLES:
+        raise ModelUnsupported(f"the base turns by angles that depend on the length ({kind})")
     epsilon = float(config["rms_norm_eps"])
     count, keys = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
     size = int(config.get("head_dim") or config["hidden_size"] // count)

@@ -21,7 +21,7 @@ from federation.session import Connected, Received, Session
 from federation.topics import MessageRoute, StateRoute, Topics
 from ffm_common.files import sha256_bytes
 from ffm_common.task import Task
-from hub.broker import Broker
+from hub.broker import Broker, find_mosquitto
 from learning import base
 
 if TYPE_CHECKING:
@@ -131,10 +131,12 @@ def test_an_agent_bears_what_an_earlier_run_or_a_stranger_left_at_the_broker(
     assert "torch" not in libraries
     assert "numpy" not in libraries
 
-    double = Session("127.0.0.1", town.port, f"{town.federation}.{AGENT}", subscriptions=[])
-    with closing(double):
-        town.until(lambda: "does another device call itself" in agent.said(), "a double is noticed")
-    town.until(lambda: puppet.hears_that("idle", version=7), "it is back")
+    if find_mosquitto():  # amqtt lets two sessions of one name live side by side
+        name = f"{town.federation}.{AGENT}"
+        with closing(Session("127.0.0.1", town.port, name, subscriptions=[])):
+            words = "does another device call itself town.solo?"
+            town.until(lambda: words in agent.said(), "a double is noticed")
+        town.until(lambda: puppet.hears_that("idle", version=7), "it is back")
 
     agent.send(signal.SIGTERM)
     assert agent.wait() == 0

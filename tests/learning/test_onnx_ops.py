@@ -250,6 +250,7 @@ def test_cross_entropy() -> None:
     graph.output("dx", gradient)
     found = run(graph, {"x": logits})
     assert found["loss"] == pytest.approx(expected.item(), abs=1e-6)
+    assert tensor.grad is not None
     np.testing.assert_allclose(found["dx"], tensor.grad, atol=1e-7)
 
 
@@ -278,6 +279,7 @@ def test_a_language_models_loss_walks_through_the_vocabulary(vocabulary: int, se
     assert found["mean"] == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
     assert found["sum"] == pytest.approx(6 * expected.item(), rel=1e-5, abs=1e-5)
     assert found["hits"] == int((scores.argmax(1) == torch.from_numpy(targets)).sum())
+    assert tensor.grad is not None
     np.testing.assert_allclose(found["dx"], tensor.grad, rtol=1e-4, atol=1e-5)
 
 
