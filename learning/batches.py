@@ -17,6 +17,8 @@ from learning.data import Example
 from learning.engine import IGNORED, Batch
 
 _TOKENIZED_AT_ONCE = 128
+# Padding costs as much as text; a batch of fewer than this many costs more by itself.
+_PADDING, _FEW = 4 / 3, 4
 
 
 class Shard:
@@ -62,10 +64,23 @@ class Shard:
         return chosen
 
     def micro_batches(self, chosen: Sequence[int], size: int) -> Iterator[Batch]:
-        """Split examples into micro-batches of like lengths, so that little is padding."""
-        order = sorted(chosen, key=lambda place: (len(self.ids[place]), place))
-        for start in range(0, len(order), size):
-            yield self.collate(order[start : start + size])
+        """Split examples into micro-batches of like lengths, at most `size` in each.
+
+        A batch ends early where the next example would make padding more than a quarter of it.
+        """
+        group: list[int] = []
+        tokens = 0
+        for place in sorted(chosen, key=lambda place: (len(self.ids[place]), place)):
+            length = len(self.ids[place])
+            padded = length * (len(group) + 1)
+            wasteful = len(group) >= _FEW and padded > (tokens + length) * _PADDING
+            if len(group) == size or wasteful:
+                yield self.collate(group)
+                group, tokens = [], 0
+            group.append(place)
+            tokens += length
+        if group:
+            yield self.collate(group)
 
     def collate(self, places: Sequence[int]) -> Batch:
         """Pad to the longest of them."""
