@@ -233,6 +233,7 @@ def plot(path: Path, rows: list[Row]) -> None:
                 [getattr(row, f"predicted_{what}") for row in own],
                 label=model,
                 color=colour,
+                zorder=3,
             )
         values = [getattr(row, f"measured_{what}") for row in rows]
         ends = [0.8 * min(values), 1.2 * max(values)]
@@ -243,6 +244,7 @@ def plot(path: Path, rows: list[Row]) -> None:
             [end * (1 + band) for end in ends],
             color="#dddddd",
             label=f"within {band:.0%}",
+            zorder=0,
         )
         axis.set(xscale="log", yscale="log", xlabel=f"measured, {unit}", ylabel="predicted")
         axis.legend(fontsize=8)

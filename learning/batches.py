@@ -151,7 +151,7 @@ def text_shard(texts: Sequence[str], tokenizer: Any, max_length: int) -> Shard:
 
 
 def _tokenize(texts: Sequence[str], tokenizer: Any, **options: Any) -> Iterator[NDArray[np.int32]]:
-    """Give the ids of each text; a few at a time, since what a tokenizer returns is 50 times fat."""
+    """Give the ids of each text, a few at a time: what a tokenizer returns is 50 times as large."""
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         encoded = tokenizer(
             list(texts[start : start + _TOKENIZED_AT_ONCE]),
