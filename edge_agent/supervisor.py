@@ -125,7 +125,7 @@ class Supervisor:
         )
         self._manifest: Manifest | None = None
         self._hub_there = True
-        self._silent = False
+        self._silent = self._pausing = False
         self._failures = 0
         self._retry_at = 0.0
         self._announced: AgentState | None = None
@@ -274,11 +274,13 @@ class Supervisor:
                 self._move_on()
         pauses = self._care.pauses
         if pauses:
-            if self._state.status not in {"paused", "failed"}:
+            if not self._pausing:
                 log.warning("pausing: %s", pauses[0].sentence)
+            self._pausing = True
             self._training.pause()
             self._set("paused", detail="; ".join(pause.sentence for pause in pauses))
-        elif self._state.status == "paused":
+        elif self._pausing:
+            self._pausing = False
             log.info("going on")
             self._set("uploading" if self._uploader.busy else "idle", detail="")
 
