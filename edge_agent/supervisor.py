@@ -327,8 +327,9 @@ class Supervisor:
         except FfmError as error:
             self._fail(manifest, error, now)
             return
-        if not self._training.running:
-            self._care.count_work(spent)
+        finally:
+            if not self._training.running:  # what failed has cost energy, too
+                self._care.count_work(spent)
         if trained is not None:
             self._keep(manifest, trained, now)
         elif self._state.status == "training":
@@ -373,7 +374,10 @@ class Supervisor:
         """Say what went wrong, and try again later, a few times per version."""
         self._failures += 1
         self._retry_at = now + _BACKOFF_S * 2 ** (self._failures - 1)
-        self._give_up(f"training from version {manifest.version} failed: {error.message}")
+        self._give_up(
+            f"training from version {manifest.version} failed: {error.message} -- "
+            f"{error.how_to_resolve}"
+        )
 
     def _give_up(self, why: str) -> None:
         """Tell the person at the log and those at the broker what does not go on."""
