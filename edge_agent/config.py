@@ -8,9 +8,7 @@ from typing import Annotated
 import msgspec
 
 from ffm_common import config
-from ffm_common.config import Config
-
-Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\Z")]
+from ffm_common.config import Config, Name
 
 
 class BrokerAddress(Config, frozen=True, kw_only=True):

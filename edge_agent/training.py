@@ -18,6 +18,7 @@ from ffm_common.seeds import derive
 from learning import planning
 from learning.process import Worker
 from profiles import planner
+from profiles.calibration import Calibrations
 from profiles.limits import Limits
 from profiles.planner import Plan
 from profiles.profile import Profile
@@ -61,7 +62,7 @@ class Training:
         self._base_digest = base_digest
         self._profile = profile
         self._work = work
-        self._calibration = calibration
+        self._calibrations = Calibrations(calibration)
         self._manifest: Manifest | None = None
         self._version_blob = Path()
         self._probe: planning.Probe | None = None
@@ -109,7 +110,7 @@ class Training:
         limits = Limits.of(self._profile)
         asked = planning.demand(self._where.base, manifest.task, bits_of(manifest.codec))
         key = planning.calibration_key(self._where.base, manifest.task, limits)
-        found = planning.kept(self._calibration, key)
+        found = self._calibrations.get(key)
         if found is None:
             log.info("measuring this board with a few small steps")
             self._probe = planning.Probe(
@@ -172,7 +173,7 @@ class Training:
         assert probe is not None  # noqa: S101
         limits = Limits.of(self._profile)
         key = planning.calibration_key(self._where.base, manifest.task, limits)
-        planning.keep(self._calibration, key, probe.calibrations())
+        self._calibrations.put(key, probe.calibrations())
         self.begin(manifest, self._version_blob)
 
     def _train(self, manifest: Manifest, plan: Plan, limits: Limits) -> None:

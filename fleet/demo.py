@@ -33,6 +33,7 @@ from learning.data import Example, label_names, load_labelled, require_labels
 from learning.process import Worker
 from learning.trainer import Measure
 from profiles import profile as profiles
+from profiles.calibration import Calibrations
 from profiles.limits import Limits
 from quantization.updates.rates import bits_of
 
@@ -249,14 +250,15 @@ class _Fleet:
     def _calibrate(self) -> None:
         """Measure each way in which the agents will train here, so that no two measure at once."""
         base_folder, task = self._layout.base, self._task
+        calibrations = Calibrations(self._layout.calibration)
         asked = planning.demand(base_folder, task, bits_of(_codec(len(self._members))))
         for member in self._members:
             limits = Limits.of(profiles.load(member.profile))
             key = planning.calibration_key(base_folder, task, limits)
-            if planning.kept(self._layout.calibration, key) is None:
+            if calibrations.get(key) is None:
                 self._screen.say("measuring this machine with a few small steps")
                 found = planning.measure(base_folder, task, asked, limits)
-                planning.keep(self._layout.calibration, key, found)
+                calibrations.put(key, found)
 
     def _start(self, name: str, arguments: list[str]) -> Child:
         return Child(name, arguments, self._layout.logs / f"{name}.log")

@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from ffm_common import config
-from ffm_common.config import Config
+from ffm_common.config import Config, Name
 from ffm_common.errors import ConfigInvalid, UpdateInvalid
 from ffm_common.task import Adapter, TaskKind, Training
 from quantization.updates import codec
 
-Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 # Bounded: what is announced to the agents must be a number, and infinity is none in JSON.

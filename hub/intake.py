@@ -69,10 +69,7 @@ class Intake:
         return None
 
     def accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
-        """Judge a whole update; after Done it is in the ledger and will be counted once."""
-        answer = self.admit(agent, offer)
-        if answer is not None:
-            return answer
+        """Judge a whole update that was admitted; after Done it is counted, once."""
         blob = path.read_bytes()
         tensors = self._registry.tensors
         try:

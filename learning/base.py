@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,13 +140,24 @@ def verify(folder: Path) -> Base:
     base = describe(folder)
     if _digest(base.files) != base.digest:
         raise ModelDigest(f"{folder / _MANIFEST} does not match its own digest")
-    for name, expected in base.files.items():
+    check_files(folder, base.files)
+    return base
+
+
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Check each file of `folder` against its SHA-256; a name is never followed out of it.
+
+    Raises
+    ------
+    ModelMissing, ModelDigest
+        A file is absent, or differs; it is named.
+    """
+    for name, expected in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise ModelMissing(f"{folder} lacks {name}")
         if sha256_file(path) != expected:
             raise ModelDigest(f"{path} has been altered")
-    return base
 
 
 def load_model(folder: Path, task: Task) -> Any:

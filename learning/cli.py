@@ -109,6 +109,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from learning import planning
     from profiles import planner
     from profiles import profile as profiles
+    from profiles.calibration import Calibrations
     from profiles.limits import Limits
     from quantization.updates.rates import bits_of
 
@@ -135,12 +136,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     limits = Limits.of(profile)
     asked = planning.demand(arguments.base, task, bits_of(arguments.codec))
     key = planning.calibration_key(arguments.base, task, limits)
+    calibrations = Calibrations(arguments.calibration)
     if arguments.measure:
         sys.stderr.write("measuring this machine with a few small steps\n")
-        planning.keep(
-            arguments.calibration, key, planning.measure(arguments.base, task, asked, limits)
-        )
-    found = planning.kept(arguments.calibration, key) or planner.guess(profile, asked)
+        calibrations.put(key, planning.measure(arguments.base, task, asked, limits))
+    found = calibrations.get(key) or planner.guess(profile, asked)
     plan = planner.plan(profile, asked, found)
     sys.stdout.write(
         msgspec.json.encode(plan).decode() + "\n" if arguments.json else _plan_lines(plan)

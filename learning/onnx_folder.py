@@ -13,8 +13,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from ffm_common.errors import ModelDigest, ModelMissing
-from ffm_common.files import sha256_bytes, sha256_file
+from ffm_common.files import sha256_bytes
 from ffm_common.task import Task
+from learning.base import check_files
 
 MANIFEST, STEP, ANSWER = "onnx.json", "step.onnx", "answer.onnx"
 WEIGHTS, START = "weights.bin", "start.safetensors"
@@ -94,10 +95,5 @@ def verify(folder: Path) -> Exported:
     exported = describe(folder)
     if digest_of(exported) != exported.digest:
         raise ModelDigest(f"{folder / MANIFEST} does not match its own digest")
-    for name, expected in exported.files.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise ModelMissing(f"{folder} lacks {name}")
-        if sha256_file(path) != expected:
-            raise ModelDigest(f"{path} has been altered")
+    check_files(folder, exported.files)
     return exported

@@ -16,15 +16,14 @@ from ffm_common.task import Task
 from learning import base
 from learning.probe import ProbeJob, ProbeResult, ProbeStep
 from learning.process import Worker
-from profiles.calibration import Calibration, Calibrations, Point, fit
-from profiles.limits import Limits, find_allocator
+from profiles.calibration import Calibrated, Point, fit
+from profiles.limits import Limits, find_allocator, trims_early
 from profiles.planner import Demand, counted_mb
 from profiles.shapes import SCORED_AT_ONCE, Work, from_config, operations
 
 # The probe's micro-batches, as shares of the work of one optimizer step.
 _SHARES = (1 / 8, 1 / 4, 1 / 2)
 _LEAST_TOKENS = 16
-_TIGHT_MB = 2048
 _LOOK_S = 0.1
 
 
@@ -63,7 +62,7 @@ def demand(folder: Path, task: Task, update_bits: float) -> Demand:
 def calibration_key(folder: Path, task: Task, limits: Limits) -> str:
     """Name what a calibration depends on: machine, base, what is trained, threads, allocator."""
     allocator = find_allocator()
-    tight = allocator is None and limits.memory_mb <= _TIGHT_MB
+    glibc = "glibc, early trim" if trims_early(limits) else "glibc"
     return "/".join(
         [
             platform.node(),
@@ -71,7 +70,7 @@ def calibration_key(folder: Path, task: Task, limits: Limits) -> str:
             task.kind,
             task.adapter.kind,
             f"{limits.threads} threads",
-            allocator.name if allocator else "glibc, early trim" if tight else "glibc",
+            allocator.name if allocator else glibc,
         ]
     )
 
@@ -109,8 +108,8 @@ class Probe:
         """End it."""
         self._worker.close()
 
-    def calibrations(self) -> dict[bool, Calibration]:
-        """Give a calibration without (False) and one with checkpointing (True).
+    def calibrations(self) -> Calibrated:
+        """Give what the steps say, once the probe has ended.
 
         Raises
         ------
@@ -129,10 +128,10 @@ class Probe:
                     seconds=measured.seconds,
                 )
             )
-        return {checkpointing: fit(points) for checkpointing, points in found.items()}
+        return Calibrated(plain=fit(found[False]), checkpointing=fit(found[True]))
 
 
-def measure(folder: Path, task: Task, asked: Demand, limits: Limits) -> dict[bool, Calibration]:
+def measure(folder: Path, task: Task, asked: Demand, limits: Limits) -> Calibrated:
     """Run a probe and wait for it.
 
     Raises
@@ -148,24 +147,6 @@ def measure(folder: Path, task: Task, asked: Demand, limits: Limits) -> dict[boo
             return probe.calibrations()
         finally:
             probe.close()
-
-
-def keep(path: Path, key: str, found: dict[bool, Calibration]) -> None:
-    """Keep both calibrations of `key` in the file at `path`."""
-    kept = Calibrations(path)
-    for checkpointing, calibration in found.items():
-        kept.put(f"{key}{_SUFFIX[checkpointing]}", calibration)
-
-
-def kept(path: Path, key: str) -> dict[bool, Calibration] | None:
-    """Give both calibrations of `key`, if they are in the file at `path`."""
-    file = Calibrations(path)
-    found = {way: file.get(f"{key}{suffix}") for way, suffix in _SUFFIX.items()}
-    whole = {way: calibration for way, calibration in found.items() if calibration is not None}
-    return whole if len(whole) == len(found) else None
-
-
-_SUFFIX = {False: "", True: "/checkpointing"}
 
 
 def _steps(asked: Demand) -> tuple[ProbeStep, ...]:

@@ -57,6 +57,17 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         return self.overhead_s + operations / self.rate
 
 
+class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine's calibrations for both ways to train: activations kept, or computed again."""
+
+    plain: Calibration
+    checkpointing: Calibration
+
+    def of(self, *, checkpointing: bool) -> Calibration:
+        """Give the one for a way to train."""
+        return self.checkpointing if checkpointing else self.plain
+
+
 def fit(points: Sequence[Point]) -> Calibration:
     """Fit a calibration to two or more points by least squares.
 
@@ -86,17 +97,17 @@ class Calibrations:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def get(self, key: str) -> Calibration | None:
-        """Give the calibration kept under `key`."""
+    def get(self, key: str) -> Calibrated | None:
+        """Give what is kept under `key`."""
         return self._read().get(key)
 
-    def put(self, key: str, calibration: Calibration) -> None:
-        """Keep a calibration; PathUnwritable if the folder does not take the file."""
-        kept = {**self._read(), key: calibration}
+    def put(self, key: str, found: Calibrated) -> None:
+        """Keep it; PathUnwritable if the folder does not take the file."""
+        kept = {**self._read(), key: found}
         write_atomic(self._path, msgspec.json.format(msgspec.json.encode(kept)))
 
-    def _read(self) -> dict[str, Calibration]:
+    def _read(self) -> dict[str, Calibrated]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Calibration])
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Calibrated])
         except (OSError, msgspec.DecodeError):
             return {}

@@ -86,9 +86,14 @@ def environment(limits: Limits, base: Mapping[str, str] | None = None) -> dict[s
     if allocator is not None:
         already = found.get("LD_PRELOAD", "").split()
         found["LD_PRELOAD"] = " ".join(dict.fromkeys([str(allocator), *already]))
-    elif limits.memory_mb <= _TIGHT_MB:
+    elif trims_early(limits):
         found |= {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
     return found
+
+
+def trims_early(limits: Limits) -> bool:
+    """Whether glibc is told to give memory back early: little of it, and no tcmalloc here."""
+    return limits.memory_mb <= _TIGHT_MB and find_allocator() is None
 
 
 def find_allocator(root: Path = Path("/")) -> Path | None:

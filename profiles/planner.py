@@ -7,14 +7,13 @@ candidates, so it never gives a worse plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Iterator
 
 import msgspec
 
 from ffm_common.errors import PlanImpossible
 from profiles import profile as profiles
-from profiles.calibration import Calibration
+from profiles.calibration import Calibrated, Calibration
 from profiles.profile import Profile
 from profiles.shapes import (
     ModelShape,
@@ -31,9 +30,6 @@ _SHORTEST = 16
 # A guess for a machine that has not been probed: imports of torch, transformers and peft (MB), and
 # the share of a board's published matrix-product rate that training reaches.
 _FLOOR_MB, _SHARE_OF_RATE, _OVERHEAD_S = 480.0, 0.5, 0.05
-
-Calibrated: TypeAlias = Mapping[bool, Calibration]
-"""A calibration without (False) and one with checkpointing (True)."""
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +142,7 @@ def guess(profile: Profile, demand: Demand) -> Calibrated:
         rate=_SHARE_OF_RATE * 1e9 * profile.gflops_fp32,
         measured=False,
     )
-    return {False: found, True: found}
+    return Calibrated(plain=found, checkpointing=found)
 
 
 def plan(profile: Profile, demand: Demand, calibrations: Calibrated) -> Plan:
@@ -207,7 +203,7 @@ def predict(
     checkpointing: bool,
 ) -> Plan:
     """Predict what training with this micro-batch, length and checkpointing costs."""
-    calibration = calibrations[checkpointing]
+    calibration = calibrations.of(checkpointing=checkpointing)
     work = demand.work(batch, length, checkpointing=checkpointing)
     accumulation = -(-demand.batch_size // batch)
     seconds = accumulation * calibration.seconds(operations(demand.shape, work))

@@ -69,8 +69,6 @@ class Profile(Config, frozen=True, kw_only=True):
         Sustained 1e9 bytes per second between memory and the device that trains.
     idle_watts, load_watts
         Power of the board at rest and while training; 0 is unknown.
-    batch
-        Micro-batch that a plan starts from.
     sources
         Key to where its figure comes from, or "assumed" with the reason.
     """
@@ -94,7 +92,6 @@ class Profile(Config, frozen=True, kw_only=True):
     memory_bandwidth_gb_s: _Rate
     idle_watts: _Watts
     load_watts: _Watts
-    batch: _Positive
     hours: tuple[Window, ...] = ()
     sources: dict[str, str] = msgspec.field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from ffm_common.tensors import spec_digest
 from learning import base, planning
 from learning.torch_engine import TorchEngine
 from profiles import profile as profiles
-from profiles.calibration import Calibration
+from profiles.calibration import Calibrated, Calibration, Calibrations
 from profiles.limits import Limits
 from profiles.profile import Profile
 from quantization.updates.container import pack
@@ -78,7 +78,8 @@ class Place:
     def calibrate(self, profile: Profile = PROFILE, floor_mb: float = 400) -> None:
         made_up = Calibration(floor_mb=floor_mb, scale=1, overhead_s=0.1, rate=1e10)
         key = planning.calibration_key(self.minilm, self.task, Limits.of(profile))
-        planning.keep(self.where.calibration, key, {False: made_up, True: made_up})
+        both = Calibrated(plain=made_up, checkpointing=made_up)
+        Calibrations(self.where.calibration).put(key, both)
 
 
 @pytest.fixture(scope="module")

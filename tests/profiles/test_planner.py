@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ffm_common.errors import PlanImpossible
 from profiles import planner
 from profiles import profile as profiles
-from profiles.calibration import Calibration, Calibrations, Point, fit
+from profiles.calibration import Calibrated, Calibration, Calibrations, Point, fit
 from profiles.planner import Demand, Plan
 from profiles.profile import Profile
 from profiles.shapes import ModelShape, from_config, lora_parameters
@@ -53,7 +53,12 @@ DEMAND = Demand(
 )
 CALIBRATION = Calibration(floor_mb=500, scale=1.1, overhead_s=0.05, rate=4e10)
 
-BOTH = {False: CALIBRATION, True: CALIBRATION}
+
+def both(calibration: Calibration) -> Calibrated:
+    return Calibrated(plain=calibration, checkpointing=calibration)
+
+
+BOTH = both(CALIBRATION)
 
 
 def board(memory_mb: int, **changes: object) -> Profile:
@@ -90,10 +95,10 @@ def test_more_memory_never_gives_a_worse_plan(
     demand: Demand, calibration: Calibration, memory: int, more: int
 ) -> None:
     try:
-        small = planner.plan(board(memory), demand, {False: calibration, True: calibration})
+        small = planner.plan(board(memory), demand, both(calibration))
     except PlanImpossible:
         return
-    large = planner.plan(board(memory + more), demand, {False: calibration, True: calibration})
+    large = planner.plan(board(memory + more), demand, both(calibration))
     assert quality(large) >= quality(small)
 
 
@@ -105,7 +110,7 @@ def test_the_predicted_peak_grows_with_batch_length_and_rank(
         return planner.predict(
             board(1000),
             demand,
-            {False: calibration, True: calibration},
+            both(calibration),
             batch=batch,
             length=length,
             checkpointing=checkpointing,
@@ -122,7 +127,7 @@ def test_a_plan_stays_below_the_limit_and_covers_the_batch(
     demand: Demand, calibration: Calibration, memory: int
 ) -> None:
     try:
-        plan = planner.plan(board(memory), demand, {False: calibration, True: calibration})
+        plan = planner.plan(board(memory), demand, both(calibration))
     except PlanImpossible:
         return
     assert plan.memory_mb <= memory
@@ -215,9 +220,9 @@ def test_noise_never_makes_memory_or_time_fall_as_work_grows() -> None:
 def test_calibrations_are_kept_and_a_broken_file_is_measured_anew(tmp_path: Path) -> None:
     kept = Calibrations(tmp_path / "calibration.json")
     assert kept.get("here") is None
-    kept.put("here", CALIBRATION)
-    assert Calibrations(tmp_path / "calibration.json").get("here") == CALIBRATION
+    kept.put("here", BOTH)
+    assert Calibrations(tmp_path / "calibration.json").get("here") == BOTH
     (tmp_path / "calibration.json").write_text("{")
     assert kept.get("here") is None
-    kept.put("here", CALIBRATION)
-    assert kept.get("here") == CALIBRATION
+    kept.put("here", BOTH)
+    assert kept.get("here") == BOTH
