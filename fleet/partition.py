@@ -140,7 +140,10 @@ def _held_out(
     """Take test and public examples out of `pools`, half of a label at most."""
     share = test / max(1, public + test)
     half = {label: len(pool) // 2 for label, pool in pools.items()}
-    for_test = _level({label: math.ceil(half[label] * share) for label in pools}, test, rng)
+    limits = {label: math.ceil(half[label] * share) for label in pools}
+    if public and sum(limits.values()) == sum(half.values()) > 1:
+        limits[max(limits, key=limits.__getitem__)] -= 1  # rounding up left nothing to publish
+    for_test = _level(limits, test, rng)
     for_public = _level({label: half[label] - for_test[label] for label in pools}, public, rng)
     tested: list[Example] = []
     published: list[Example] = []

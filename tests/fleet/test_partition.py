@@ -83,6 +83,11 @@ def test_test_and_public_are_balanced_and_leave_half_of_each_label(
         assert max(tested.values(), default=0) - min(tested[label] for label in counts) <= 1
 
 
+def test_a_large_test_set_leaves_a_text_to_publish() -> None:
+    dealt = split(dataset({"a": 9, "b": 9}), agents=1, alpha=1.0, public=1, test=8, seed=0)
+    assert (len(dealt.public), len(dealt.test)) == (1, 7)
+
+
 def test_what_is_asked_is_given_where_there_is_enough() -> None:
     dealt = split(
         dataset(dict.fromkeys("abcde", 100)), agents=7, alpha=1.0, public=50, test=101, seed=0
