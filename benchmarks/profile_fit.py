@@ -183,7 +183,7 @@ class Bench:
         )
 
     def _blob(self, folder: Path, task: Task) -> Path:
-        from learning.torch_engine import TorchEngine
+        from learning.torch.engine import TorchEngine
         from quantization.updates.container import pack
 
         blob = pack(

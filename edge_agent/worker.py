@@ -73,7 +73,7 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     """Do the job: load, train, subtract, encode."""
     from ffm_common.tensors import subtract
     from learning.model import Learner
-    from learning.torch_engine import use_threads
+    from learning.torch.engine import use_threads
     from quantization.updates.container import pack, shapes_of, unpack
 
     use_threads(job.threads)

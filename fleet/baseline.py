@@ -28,7 +28,7 @@ class BaselineJob(msgspec.Struct, frozen=True, kw_only=True):
 def alone(job: BaselineJob, _folder: Path, report: process.Report) -> Measure:
     """Do the job."""
     from learning.model import Learner
-    from learning.torch_engine import use_threads
+    from learning.torch.engine import use_threads
     from learning.trainer import Trainer, evaluate
 
     use_threads(job.threads)

@@ -63,7 +63,7 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
     from ffm_common.tensors import load
     from learning import adapter
     from learning.model import Learner
-    from learning.torch_engine import use_threads
+    from learning.torch.engine import use_threads
     from learning.trainer import Trainer, evaluate
     from quantization.updates.container import pack, shapes_of, unpack
 

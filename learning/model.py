@@ -15,7 +15,7 @@ from learning import adapter, base
 from learning.batches import Shard, labelled_shard, text_shard
 from learning.data import read_labelled, read_texts
 from learning.engine import softmax
-from learning.torch_engine import TorchEngine
+from learning.torch.engine import TorchEngine
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

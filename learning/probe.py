@@ -54,7 +54,7 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
 
     from learning.adam import Adam
     from learning.engine import Batch
-    from learning.torch_engine import TorchEngine, use_threads
+    from learning.torch.engine import TorchEngine, use_threads
 
     use_threads(job.threads)
     found: list[Measured] = []

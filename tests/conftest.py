@@ -28,7 +28,7 @@ TOOLS = ["a hammer", "the saw cuts wood well", "screws and nails", "a rusty old 
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the real all-MiniLM-L6-v2, quantized to NF4; read it, never change it."""
     from learning import base
-    from learning.torch_engine import use_threads
+    from learning.torch.engine import use_threads
 
     use_threads(2)
     folder = tmp_path_factory.mktemp("bases") / "minilm"

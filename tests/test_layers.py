@@ -25,14 +25,14 @@ NEVER = {("federation", "learning")}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "onnx", "onnxruntime"}
 # These may import something heavy at their top, since all others import them only when called.
 HEAVY_AT_TOP = {
-    "learning.chunked_loss",
-    "learning.onnx_attention",
-    "learning.onnx_export",
-    "learning.onnx_graph",
-    "learning.onnx_loss",
-    "learning.onnx_models",
-    "learning.onnx_ops",
-    "learning.onnx_weights",
+    "learning.torch.loss",
+    "learning.onnx.attention",
+    "learning.onnx.export",
+    "learning.onnx.graph",
+    "learning.onnx.loss",
+    "learning.onnx.models",
+    "learning.onnx.ops",
+    "learning.onnx.weights",
 }
 MOST_LINES = 600
 

@@ -18,7 +18,7 @@ from ffm_common.files import sha256_bytes
 from ffm_common.task import Task
 from ffm_common.tensors import spec_digest
 from learning import base, planning
-from learning.torch_engine import TorchEngine
+from learning.torch.engine import TorchEngine
 from profiles import profile as profiles
 from profiles.calibration import Calibrated, Calibration, Calibrations
 from profiles.limits import Limits

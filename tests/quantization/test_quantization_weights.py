@@ -6,7 +6,7 @@ import pytest
 
 from ffm_common.task import Task
 from learning import base
-from learning.torch_engine import TorchEngine
+from learning.torch.engine import TorchEngine
 
 
 @pytest.fixture(scope="module")

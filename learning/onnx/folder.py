@@ -1,4 +1,4 @@
-"""An exported training step on disk: what `learning.onnx_export` writes and a board is given.
+"""An exported training step on disk: what `learning.onnx.export` writes and a board is given.
 
 ``step.onnx`` gives loss and gradients, ``answer.onnx`` scores; both take their frozen weights from
 ``weights.bin``. ``start.safetensors`` is the adapter to start from; the tokenizer is the base's.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from learning.onnx_graph import Graph, Shape, Value
+from learning.onnx.graph import Graph, Shape, Value
 
 Backward = Callable[[Value], None]
 

@@ -13,8 +13,8 @@ import numpy as np
 from onnx import TensorProto
 
 from ffm_common.tensors import Array
-from learning.onnx_graph import Dim, Graph, Shape, Value
-from learning.onnx_ops import Tape, scalar
+from learning.onnx.graph import Dim, Graph, Shape, Value
+from learning.onnx.ops import Tape, scalar
 
 _LOWEST = float(np.finfo(np.float32).min)
 

@@ -18,7 +18,7 @@ from ffm_common.tensors import Array
 from learning import adapter, base
 from learning.engine import Batch
 from learning.model import Learner
-from learning.torch_engine import TorchEngine
+from learning.torch.engine import TorchEngine
 
 PROMPT = Adapter(kind="prompt", prompt_tokens=5)
 # What anybody does with the folder, without a line of ours, in a process that never saw it.

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 
 from ffm_common.errors import ModelUnsupported
 from ffm_common.tensors import Array
-from learning.onnx_folder import Format, Lookup
-from learning.onnx_graph import Graph, Stored, Value
+from learning.onnx.folder import Format, Lookup
+from learning.onnx.graph import Graph, Stored, Value
 
 _BLOCK = 64
 _ALIGNMENT = 64

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ffm_common.errors import AdapterInvalid, ConfigInvalid, ModelUnsupported
 from ffm_common.tensors import Array, Tensors, load, ordered, spec_digest
 from learning.engine import IGNORED, Batch, Score, score_of
-from learning.onnx_folder import ANSWER, START, STEP, WEIGHTS, Lookup, describe
-from learning.onnx_runtime import Session, threads_here
+from learning.onnx.folder import ANSWER, START, STEP, WEIGHTS, Lookup, describe
+from learning.onnx.runtime import Session, threads_here
 
 
 class OnnxEngine:
@@ -22,7 +22,7 @@ class OnnxEngine:
     Parameters
     ----------
     folder
-        Made by `learning.onnx_export.export`.
+        Made by `learning.onnx.export.export`.
     threads
         Threads to compute with; by default as many as ``OMP_NUM_THREADS`` or the cores say.
 

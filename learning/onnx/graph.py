@@ -1,6 +1,6 @@
 """An ONNX graph under construction, whose values can be computed a second time where needed.
 
-Nodes run in the order in which they are added (`learning.onnx_engine` sees to it), so this order
+Nodes run in the order in which they are added (`learning.onnx.engine` sees to it), so this order
 decides how long each value lives. A backward pass calls `Graph.recall` for what it needs from the
 forward pass: the value itself where it was kept, else a fresh copy of the nodes that made it. That
 is recomputation (Chen et al., "Training deep nets with sublinear memory cost", 2016) without any

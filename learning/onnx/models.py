@@ -16,12 +16,12 @@ from onnx import TensorProto
 
 from ffm_common.errors import ModelUnsupported
 from ffm_common.tensors import Array
-from learning import onnx_attention as attend
-from learning import onnx_ops as op
-from learning.onnx_attention import Asked, Heads, Look, Rows
-from learning.onnx_graph import Graph, Value
-from learning.onnx_ops import Factors, Linear, Tape
-from learning.onnx_weights import Weights
+from learning.onnx import attention as attend
+from learning.onnx import ops as op
+from learning.onnx.attention import Asked, Heads, Look, Rows
+from learning.onnx.graph import Graph, Value
+from learning.onnx.ops import Factors, Linear, Tape
+from learning.onnx.weights import Weights
 
 PROMPT = "prompt_embeddings"
 _FIXED_ANGLES = {"default", "linear", "llama3"}

@@ -34,12 +34,12 @@ from learning import base
 from learning.batches import labelled_shard, text_shard
 from learning.data import read_labelled, read_texts
 from learning.engine import IGNORED, Batch, Engine
-from learning.onnx_engine import OnnxEngine
-from learning.onnx_export import export
-from learning.onnx_folder import MANIFEST, describe, verify
-from learning.onnx_weights import BaseTensors
+from learning.onnx.engine import OnnxEngine
+from learning.onnx.export import export
+from learning.onnx.folder import MANIFEST, describe, verify
+from learning.onnx.weights import BaseTensors
 from learning.tokens import Tokenizer
-from learning.torch_engine import TorchEngine
+from learning.torch.engine import TorchEngine
 from learning.trainer import Trainer, evaluate
 
 PEAK_MB = 200
@@ -293,7 +293,7 @@ from ffm_common.task import Training
 from learning.batches import labelled_shard
 from learning.data import read_labelled
 from learning.engine import Batch
-from learning.onnx_engine import OnnxEngine
+from learning.onnx.engine import OnnxEngine
 from learning.tokens import Tokenizer
 from learning.trainer import Trainer, evaluate
 from profiles.resident import memory_of
@@ -337,7 +337,7 @@ def test_a_worker_trains_without_torch_in_little_memory(
 
 def test_importing_the_runtime_brings_no_torch() -> None:
     ended = run_python(
-        "from learning.onnx_runtime import import_runtime\n"
+        "from learning.onnx.runtime import import_runtime\n"
         "import sys\n"
         "assert import_runtime().get_available_providers()\n"
         "assert 'torch' not in sys.modules\n"
@@ -356,7 +356,7 @@ def test_a_runtime_that_gets_no_memory_raises_what_the_worker_knows(
         "from pathlib import Path\n"
         "import numpy as np\n"
         "from learning.engine import Batch\n"
-        "from learning.onnx_engine import OnnxEngine\n"
+        "from learning.onnx.engine import OnnxEngine\n"
         "engine = OnnxEngine(Path(sys.argv[1]), threads=1)\n"
         "ids = np.full((64, 512), 1000)\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (300 << 20, 300 << 20))\n"

@@ -1,4 +1,4 @@
-"""The torch engine: a quantized base by transformers and bitsandbytes, an adapter by peft."""
+"""The torch engine as an `Engine`: loss, gradients and scores of the adapter on its base."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TorchEngine:
 
         if self._task.kind == "classification":
             return score_of(self.logits(batch.ids, batch.mask), batch.targets)
-        from learning.chunked_loss import chunked_score
+        from learning.torch.loss import chunked_score
 
         self.model.eval()
         with torch.inference_mode():
@@ -131,7 +131,7 @@ class TorchEngine:
         ).logits
 
     def _language_loss(self, batch: Batch) -> Any:
-        from learning.chunked_loss import chunked_cross_entropy
+        from learning.torch.loss import chunked_cross_entropy
 
         return chunked_cross_entropy(*self._scored(batch))
 

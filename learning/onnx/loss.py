@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
-from learning.onnx_graph import Graph, Value
-from learning.onnx_ops import Tape
+from learning.onnx.graph import Graph, Value
+from learning.onnx.ops import Tape
 
 _SLAB_ROWS = 2048
 

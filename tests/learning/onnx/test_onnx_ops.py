@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from learning import onnx_attention as attend
-from learning import onnx_ops as op
-from learning.onnx_attention import Asked, Heads, Look
-from learning.onnx_graph import Graph, Value
-from learning.onnx_loss import Output, cross_entropy, language_loss, language_score
-from learning.onnx_ops import Factors, Linear, Tape
-from learning.onnx_runtime import import_runtime
+from learning.onnx import attention as attend
+from learning.onnx import ops as op
+from learning.onnx.attention import Asked, Heads, Look
+from learning.onnx.graph import Graph, Value
+from learning.onnx.loss import Output, cross_entropy, language_loss, language_score
+from learning.onnx.ops import Factors, Linear, Tape
+from learning.onnx.runtime import import_runtime
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 TOLERANCE = 2e-5

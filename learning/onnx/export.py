@@ -1,7 +1,7 @@
 """Write a training step as plain ONNX: (adapter, batch) -> (loss, gradients).
 
 The hub, or a laptop, does this once for a base and a task; a second graph answers and measures. The
-folder that comes out is all that a board needs beside onnxruntime: see `learning.onnx_folder`.
+folder that comes out is all that a board needs beside onnxruntime: see `learning.onnx.folder`.
 Torch is needed here alone, for the names and the seeded start of the adapter.
 """
 
@@ -22,15 +22,17 @@ from ffm_common.errors import ConfigInvalid, ModelUnsupported, PathUnwritable
 from ffm_common.files import make_folder, sha256_file, write_atomic
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
-from learning import base, onnx_loss, onnx_models, onnx_ops, tokens
-from learning.onnx_engine import gradient_of
-from learning.onnx_folder import ANSWER, MANIFEST, START, STEP, WEIGHTS, Exported, Format, digest_of
-from learning.onnx_graph import Graph, Value
-from learning.onnx_loss import Output
-from learning.onnx_models import PROMPT, Parts
-from learning.onnx_ops import Tape
-from learning.onnx_weights import BaseTensors, Weights
-from learning.torch_engine import TorchEngine
+from learning import base, tokens
+from learning.onnx import loss as losses
+from learning.onnx import models, ops
+from learning.onnx.engine import gradient_of
+from learning.onnx.folder import ANSWER, MANIFEST, START, STEP, WEIGHTS, Exported, Format, digest_of
+from learning.onnx.graph import Graph, Value
+from learning.onnx.loss import Output
+from learning.onnx.models import PROMPT, Parts
+from learning.onnx.ops import Tape
+from learning.onnx.weights import BaseTensors, Weights
+from learning.torch.engine import TorchEngine
 
 _EMBEDDING = {
     "classification": "embeddings.word_embeddings.weight",
@@ -153,12 +155,12 @@ class _Writer:
         """Give the step, or the graph that answers."""
         words = self._look_up(self._ids)
         if self._task.kind == "classification":
-            logits = onnx_models.bert(self._parts, words, self._mask)
+            logits = models.bert(self._parts, words, self._mask)
             if not training:
                 self._graph.output("logits", logits)
             else:
                 targets = self._graph.input("targets", ("batch",), TensorProto.INT64)
-                self._finish(onnx_loss.cross_entropy(self._tape, logits, targets))
+                self._finish(losses.cross_entropy(self._tape, logits, targets))
         else:
             self._language(words, training=training)
         return self._graph.model("ffm")
@@ -171,21 +173,21 @@ class _Writer:
         if self._rotation is None:
             raise ValueError("a language model needs its rotation")
         graph, parts = self._graph, self._parts
-        stream = onnx_models.llama(parts, words, self._mask, self._rotation)
+        stream = models.llama(parts, words, self._mask, self._rotation)
         places = graph.input("places", ("scored",), TensorProto.INT64)
         right = self._look_up(graph.input("wanted", ("scored",), TensorProto.INT64))
         with graph.keeping():
-            hidden = onnx_models.final_norm(parts, onnx_ops.pick(self._tape, stream, places))
+            hidden = models.final_norm(parts, ops.pick(self._tape, stream, places))
 
         def slab(rows: range) -> Value:
             return parts.weights.slab(graph, _EMBEDDING["causal-lm"], rows)
 
         output = Output(int(parts.config["vocab_size"]), slab)
         if training:
-            self._finish(onnx_loss.language_loss(self._tape, hidden, right, output))
+            self._finish(losses.language_loss(self._tape, hidden, right, output))
         else:
             targets = graph.input("targets", ("scored",), TensorProto.INT64)
-            loss, hits = onnx_loss.language_score(graph, hidden, right, targets, output)
+            loss, hits = losses.language_score(graph, hidden, right, targets, output)
             graph.output("loss", loss)
             graph.output("right", hits)
 

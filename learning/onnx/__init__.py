@@ -1,0 +1,1 @@
+"""The ONNX engine: a training step as a plain ONNX graph, and its runner without torch."""
