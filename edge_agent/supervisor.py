@@ -39,7 +39,7 @@ from federation.upload import Uploader
 from ffm_common.errors import BlobOversize, FfmError, MessageInvalid, StorageError, WireError
 from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
-from learning import base
+from learning import engines
 from profiles import profile as profiles
 from profiles.sensors import Root
 
@@ -74,7 +74,7 @@ class Supervisor:
     def __init__(self, located: Located) -> None:
         self._config = located.config
         self._where = located
-        self._base = base.verify(located.base)
+        self._base = engines.verify(located.base)
         self._profile = profiles.load(self._config.profile)
         folder = make_folder(located.folder)
         self._lock = FolderLock(folder)
@@ -84,7 +84,7 @@ class Supervisor:
         self._outbox = Outbox(folder / "outbox")
         self._training = Training(
             located,
-            self._base.digest,
+            self._base.base_digest,
             self._profile,
             work=folder / "work",
             calibration=located.calibration,
@@ -231,7 +231,7 @@ class Supervisor:
             self._training.close()
         self._manifest = manifest
         self._failures, self._retry_at = 0, 0.0
-        if manifest.base != self._base.digest:
+        if manifest.base != self._base.base_digest:
             self._give_up("the federation uses another base model [model-digest]")
             return
         for digest in list(self._store.digests()):
@@ -290,7 +290,7 @@ class Supervisor:
         if (
             manifest is not None
             and manifest.open
-            and manifest.base == self._base.digest
+            and manifest.base == self._base.base_digest
             and not self._training.running
             and not self._care.pauses
             and self._store.has(manifest.blob)

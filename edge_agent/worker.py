@@ -73,13 +73,11 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     """Do the job: load, train, subtract, encode."""
     from ffm_common.tensors import subtract
     from learning.model import Learner
-    from learning.torch.engine import use_threads
     from quantization.updates.container import pack, shapes_of, unpack
 
-    use_threads(job.threads)
     started = time.monotonic()
     task = job.task
-    learner = Learner(Path(job.base), task, checkpointing=job.checkpointing)
+    learner = Learner(Path(job.base), task, checkpointing=job.checkpointing, threads=job.threads)
     shard = learner.shard(Path(job.data), text=job.text, label=job.label, max_length=job.max_length)
     shapes = shapes_of(learner.engine.read())
     _, start = unpack(Path(job.version_blob).read_bytes(), shapes, base=job.base_digest)

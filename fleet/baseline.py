@@ -28,11 +28,9 @@ class BaselineJob(msgspec.Struct, frozen=True, kw_only=True):
 def alone(job: BaselineJob, _folder: Path, report: process.Report) -> Measure:
     """Do the job."""
     from learning.model import Learner
-    from learning.torch.engine import use_threads
     from learning.trainer import Trainer, evaluate
 
-    use_threads(job.threads)
-    learner = Learner(Path(job.base), job.task)
+    learner = Learner(Path(job.base), job.task, threads=job.threads)
     trainer = Trainer(
         learner.engine,
         learner.shard(Path(job.train)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ def add_commands(commands: Any) -> None:
     run = actions.add_parser("run", help="run the hub until it is stopped")
     run.add_argument("--config", type=Path, required=True, metavar="hub.toml")
     run.set_defaults(run=_run)
+    export = actions.add_parser(
+        "export", help="write the training step as ONNX, for boards without torch"
+    )
+    export.add_argument("out", type=Path, help="folder that such a board gets as its base")
+    export.add_argument("--config", type=Path, required=True, metavar="hub.toml")
+    export.set_defaults(run=_export)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -22,3 +29,19 @@ def _run(arguments: argparse.Namespace) -> int:
     from hub.service import Hub
 
     return serve(lambda: Hub(config.load(arguments.config)))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from hub import config
+    from hub.task import task_of
+    from learning import base
+    from learning.onnx.export import export
+
+    located = config.load(arguments.config)
+    base.verify(located.base)
+    found = export(located.base, task_of(located), arguments.out)
+    sys.stdout.write(
+        f"{arguments.out}: {found.weights}, digest {found.digest}; "
+        f"give it to a board as `base` in its agent.toml\n"
+    )
+    return 0

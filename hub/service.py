@@ -37,7 +37,6 @@ from ffm_common.errors import (
 )
 from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
-from ffm_common.task import Task
 from hub.broker import Broker
 from hub.config import Located
 from hub.intake import Intake
@@ -46,8 +45,8 @@ from hub.maker import Maker
 from hub.meter import Meter
 from hub.registry import Registry
 from hub.rounds import Round
-from learning import base
-from learning.data import read_labelled, require_labels
+from hub.task import task_of
+from learning import engines
 from profiles import profile as profiles
 
 log = logging.getLogger("ffm.hub")
@@ -75,9 +74,9 @@ class Hub:
     def __init__(self, located: Located) -> None:
         self._where = located
         self._config = located.config
-        self._base = base.verify(located.base)
+        self._base = engines.verify(located.base)
         self._profile = profiles.load(self._config.profile)
-        self._task = _task(located)
+        self._task = task_of(located)
         self._folder = make_folder(located.folder)
         with contextlib.ExitStack() as undo:
             self._lock = FolderLock(self._folder)
@@ -101,9 +100,9 @@ class Hub:
         self._receiver: UploadReceiver
         self._meter: Meter
         self._registry = Registry(self._folder / "versions", self._ledger, self._store)
-        self._intake = Intake(self._registry, self._ledger, self._store, self._base.digest)
+        self._intake = Intake(self._registry, self._ledger, self._store, self._base.base_digest)
         self._maker = Maker(
-            located, self._base.digest, self._task, self._profile, self._folder / "work"
+            located, self._base.base_digest, self._task, self._profile, self._folder / "work"
         )
         self._round = Round(self._config.versions, (), ())
         self._boots: dict[str, int] = {}
@@ -144,7 +143,7 @@ class Hub:
 
     def _check_same_federation(self) -> None:
         """Refuse a state folder that was made for another task or base."""
-        mine = msgspec.json.encode((self._base.digest, self._task)).decode()
+        mine = msgspec.json.encode((self._base.base_digest, self._task)).decode()
         if self._ledger.pin("federation", mine) != mine:
             raise LedgerBroken(
                 f"{self._folder} belongs to a federation with another base, labels or training",
@@ -359,7 +358,7 @@ class Hub:
             version=row.version,
             blob=row.blob,
             size=row.size,
-            base=self._base.digest,
+            base=self._base.base_digest,
             spec=shape.spec_digest(self._registry.tensors),
             task=self._task,
             codec=self._config.codec_up,
@@ -394,23 +393,3 @@ class Hub:
         here = self._present
         everyone = all(agent in here and here[agent].version >= last for agent in self._farewell)
         return everyone or time.monotonic() - self._finished_at > _FAREWELL_S
-
-
-def _task(located: Located) -> Task:
-    """Build the task; a classification's labels are those of the hub's own data."""
-    config, public = located.config, located.config.public
-    labels: list[str] = []
-    if config.task == "classification":
-        examples = [
-            example
-            for path in (located.train, located.evaluation)
-            for example in read_labelled(path, text=public.text, label=public.label)
-        ]
-        labels = require_labels(examples)
-    return Task(
-        kind=config.task,
-        labels=tuple(labels),
-        adapter=config.adapter,
-        training=config.training,
-        seed=config.seed,
-    )

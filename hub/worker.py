@@ -13,13 +13,15 @@ from pathlib import Path
 
 import msgspec
 
-from ffm_common.files import write_atomic
+from ffm_common.files import make_folder, write_atomic
 from ffm_common.task import Task
+from hub.ledger import Kind
 from learning import process
 from learning.trainer import Measure
 
 BLOB = "version.ffm"
 ADAPTER = "adapter"
+CARRIED = "carried"
 
 
 class VersionJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +29,10 @@ class VersionJob(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters
     ----------
+    before, carried
+        Folders of the version before: its adapter, and what it carries over; None for the first.
+    codecs, keyframe
+        Of keyframes and of deltas; whether a keyframe is due.
     steps, rate_scale
         Public-data steps, and their step sizes as a share of the devices'.
     train, evaluation, text, label
@@ -37,8 +43,11 @@ class VersionJob(msgspec.Struct, frozen=True, kw_only=True):
     base_digest: str
     version: int
     candidate: str | None
+    before: str | None
+    carried: str | None
     task: Task
-    codec: str
+    codecs: tuple[str, str]
+    keyframe: bool
     train: str
     evaluation: str
     text: str | None
@@ -50,8 +59,16 @@ class VersionJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VersionResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How good the version is, and how the worker fared."""
+    """How the version travels and how good it is, and how the worker fared.
 
+    Parameters
+    ----------
+    kind, error
+        As in `Sent`.
+    """
+
+    kind: Kind
+    error: float
     measure: Measure
     public_loss: float | None
     seconds: float
@@ -59,18 +76,16 @@ class VersionResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_version(job: VersionJob, folder: Path, report: process.Report) -> VersionResult:
-    """Do the job; leaves the container and a PEFT adapter folder beside it."""
+    """Do the job; leaves the container, a PEFT adapter folder and what is carried over."""
     from ffm_common.tensors import load
+    from hub.downlink import Before, encode
     from learning import adapter
     from learning.model import Learner
-    from learning.torch.engine import use_threads
     from learning.trainer import Trainer, evaluate
-    from quantization.updates.container import pack, shapes_of, unpack
 
-    use_threads(job.threads)
     started = time.monotonic()
     task = job.task
-    learner = Learner(Path(job.base), task)
+    learner = Learner(Path(job.base), task, threads=job.threads)
     public_loss = None
     if job.candidate is not None:
         learner.engine.write(load(Path(job.candidate)))
@@ -89,20 +104,24 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
         )
         losses = trainer.run(job.steps, lambda step, loss: report(step, job.steps, loss))
         public_loss = sum(losses) / len(losses)
-    trained = learner.engine.read()
-    blob = pack(
-        trained,
-        kind="version",
+    before = None
+    if job.before is not None and job.carried is not None:
+        truth = adapter.load_tensors(Path(job.before))
+        before = Before(job.version - 1, truth, Path(job.carried))
+    sent = encode(
+        learner.engine.read(),
+        before,
         version=job.version,
         base=job.base_digest,
-        codec=job.codec,
+        codecs=job.codecs,
+        keyframe=job.keyframe,
         seed=job.seed,
+        carry=make_folder(folder / CARRIED),
     )
-    _, state = unpack(blob, shapes_of(trained), base=job.base_digest)
-    learner.engine.write(state)
+    learner.engine.write(sent.truth)
     held_out = learner.shard(Path(job.evaluation), text=job.text, label=job.label)
     measure = evaluate(learner.engine, held_out)
-    write_atomic(folder / BLOB, blob)
+    write_atomic(folder / BLOB, sent.blob)
     learner.engine.save_config(folder / ADAPTER)
     card = adapter.Card(
         base=str(learner.folder.resolve()),
@@ -110,8 +129,10 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
         version=job.version,
         task=task,
     )
-    adapter.save_tensors(folder / ADAPTER, state, card)
+    adapter.save_tensors(folder / ADAPTER, sent.truth, card)
     return VersionResult(
+        kind=sent.kind,
+        error=sent.error,
         measure=measure,
         public_loss=public_loss,
         seconds=time.monotonic() - started,

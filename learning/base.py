@@ -21,6 +21,7 @@ from ffm_common.files import make_folder, sha256_file, write_atomic
 from ffm_common.task import Task
 
 Weights = Literal["nf4", "fp32"]
+WEIGHTS_FILE = "model.safetensors"
 _MANIFEST = "base.json"
 _ENCODERS = {"bert"}
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")

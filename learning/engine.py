@@ -6,6 +6,7 @@ step count: those are the trainer's, so that all engines train, resume and evalu
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -30,16 +31,28 @@ class Batch(msgspec.Struct, frozen=True):
     targets
         int64. Classification: label indices, shape (batch,). Language model: the id of the token
         that follows each position, or `IGNORED`; shape (batch, length).
+    hidden
+        Where the frozen layers below the adapter were computed before: their outputs, shape
+        (batch, length, hidden). An engine may start from there.
     """
 
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
     targets: NDArray[np.int64]
+    hidden: Array | None = None
 
     @property
     def scored(self) -> int:
         """How many targets the mean loss is taken over."""
         return int((self.targets != IGNORED).sum())
+
+
+class Border(msgspec.Struct, frozen=True):
+    """Where an adapter on the top layers begins: the frozen layers below, and how wide they are."""
+
+    base_digest: str
+    layers: int
+    width: int
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -52,6 +65,13 @@ class Score(msgspec.Struct, frozen=True):
 
 class Engine(Protocol):
     """A base with an adapter; names and shapes of the tensors are PEFT's."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the base knows."""
+
+    def set_checkpointing(self, *, on: bool) -> None:
+        """Choose whether activations are computed again in the backward pass."""
 
     def read(self) -> dict[str, Array]:
         """Copy the adapter's tensors out, in canonical order."""
@@ -67,6 +87,9 @@ class Engine(Protocol):
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
         """Give a classifier's scores of each label, shape (batch, labels), in inference mode."""
+
+    def save_config(self, folder: Path) -> None:
+        """Write ``adapter_config.json`` as PEFT does."""
 
 
 def score_of(logits: Array, targets: NDArray[np.int64]) -> Score:

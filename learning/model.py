@@ -11,11 +11,10 @@ import numpy as np
 
 from ffm_common.errors import ModelDigest
 from ffm_common.task import Task
-from learning import adapter, base
+from learning import adapter, engines
 from learning.batches import Shard, labelled_shard, text_shard
 from learning.data import read_labelled, read_texts
 from learning.engine import softmax
-from learning.torch.engine import TorchEngine
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,18 +31,29 @@ class Learner:
     Parameters
     ----------
     folder
-        The prepared base.
+        The prepared base, or a training step exported from it.
     task
         Kind, labels, adapter and training settings; the fresh adapter starts from its seed.
     checkpointing
         Compute activations again in the backward pass instead of keeping them.
+    threads
+        Threads to compute with; by default what the environment says.
     """
 
-    def __init__(self, folder: Path, task: Task, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        *,
+        checkpointing: bool = False,
+        threads: int | None = None,
+    ) -> None:
         self.folder = folder
         self.task = task
-        self._tokenizer = base.load_tokenizer(folder)
-        self.engine = TorchEngine(folder, task, checkpointing=checkpointing)
+        self._tokenizer = engines.load_tokenizer(folder)
+        self.engine = engines.open_engine(
+            folder, task, checkpointing=checkpointing, threads=threads
+        )
 
     @classmethod
     def load(cls, folder: Path, base_folder: Path | None = None) -> Self:
@@ -56,7 +66,7 @@ class Learner:
         """
         card = adapter.read_card(folder)
         where = base_folder or Path(card.base)
-        if base.verify(where).digest != card.base_digest:
+        if engines.verify(where).base_digest != card.base_digest:
             raise ModelDigest(f"{folder} was trained on another base than {where}")
         found = cls(where, card.task)
         found.engine.write(adapter.load_tensors(folder))
@@ -85,16 +95,17 @@ class Learner:
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """Give the most likely label of each text."""
-        batch = self._tokenizer(
+        encoded = self._tokenizer(
             list(texts),
             truncation=True,
             max_length=self.task.training.max_length,
-            padding=True,
-            return_tensors="np",
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )
-        scores = self.engine.logits(
-            batch["input_ids"].astype(np.int64), batch["attention_mask"].astype(np.int64)
-        )
+        ids = [np.array(each, dtype=np.int32) for each in encoded["input_ids"]]
+        unknown = np.zeros(len(ids), dtype=np.int64)
+        batch = Shard(ids, unknown, self._tokenizer.pad_token_id).collate(range(len(ids)))
+        scores = self.engine.logits(batch.ids, batch.mask)
         return [
             Answer(
                 text=text, label=self.task.labels[int(row.argmax())], probability=float(row.max())

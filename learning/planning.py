@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ffm_common.errors import ModelMissing
 from ffm_common.task import Task
-from learning import base
+from learning import engines
 from learning.probe import ProbeJob, ProbeResult, ProbeStep
 from learning.process import Worker
 from profiles.calibration import Calibrated, Point, fit
@@ -33,19 +33,23 @@ def demand(folder: Path, task: Task, update_bits: float) -> Demand:
     Raises
     ------
     ModelMissing
-        The folder is no prepared base, or of a family whose shape is not known here.
+        The folder is no model, or of a family whose shape is not known here.
+    ModelUnsupported
+        The folder holds a training step for another task.
     """
-    described = base.describe(folder)
+    source = engines.describe(folder)
+    engines.require_task(source, task)
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        shape = from_config(config, (folder / "model.safetensors").stat().st_size / 2**20)
+        shape = from_config(config, source.weights_mb)
     except (OSError, ValueError, KeyError) as error:
         raise ModelMissing(f"{folder}: cannot read the model's shape: {error}") from error
     classifies = task.kind == "classification"
     training = task.training
     return Demand(
         shape=shape,
-        weights=described.weights,
+        engine=source.engine,
+        weights=source.weights,
         kind=task.adapter.kind,
         rank=task.adapter.rank,
         targets=task.adapter.targets,
@@ -61,12 +65,15 @@ def demand(folder: Path, task: Task, update_bits: float) -> Demand:
 
 def calibration_key(folder: Path, task: Task, limits: Limits) -> str:
     """Name what a calibration depends on: machine, base, what is trained, threads, allocator."""
+    source = engines.describe(folder)
     allocator = find_allocator()
     glibc = "glibc, early trim" if trims_early(limits) else "glibc"
     return "/".join(
         [
             platform.node(),
-            base.describe(folder).digest[:12],
+            source.engine,
+            source.weights,
+            source.base_digest[:12],
             task.kind,
             task.adapter.kind,
             f"{limits.threads} threads",

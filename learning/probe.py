@@ -54,12 +54,11 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
 
     from learning.adam import Adam
     from learning.engine import Batch
-    from learning.torch.engine import TorchEngine, use_threads
+    from learning.engines import open_engine
 
-    use_threads(job.threads)
     found: list[Measured] = []
     rng = np.random.default_rng(0)
-    engine = TorchEngine(Path(job.base), job.task)
+    engine = open_engine(Path(job.base), job.task, threads=job.threads)
     tensors = engine.read()
     adam = Adam(tensors, dict.fromkeys(tensors, 0.0))
     for number, step in enumerate(job.steps, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffm_common.errors import AdapterInvalid, ConfigInvalid, ModelUnsupported
+from ffm_common.files import make_folder
 from ffm_common.tensors import Array, Tensors, load, ordered, spec_digest
 from learning.engine import IGNORED, Batch, Score, score_of
-from learning.onnx.folder import ANSWER, START, STEP, WEIGHTS, Lookup, describe
+from learning.onnx.folder import (
+    ADAPTER_CONFIG,
+    ANSWER,
+    FAST_STEP,
+    START,
+    STEP,
+    WEIGHTS,
+    Lookup,
+    describe,
+)
 from learning.onnx.runtime import Session, threads_here
 
 
@@ -40,7 +51,17 @@ class OnnxEngine:
         self._threads = threads or threads_here()
         self._tensors = load(folder / START)
         self._spec = spec_digest(self._tensors)
+        self._step = STEP
         self._open: tuple[str, Session] | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the base knows."""
+        return self._embedding.lookup.rows
+
+    def set_checkpointing(self, *, on: bool) -> None:
+        """Choose whether activations are computed again in the backward pass; they are at first."""
+        self._step = STEP if on else FAST_STEP
 
     def read(self) -> dict[str, Array]:
         """Copy the adapter's tensors out, in canonical order."""
@@ -63,7 +84,7 @@ class OnnxEngine:
         else:
             given = self._scored(batch)
             del given["targets"]
-        self._run(STEP, given, outputs | {"loss": loss})
+        self._run(self._step, given, outputs | {"loss": loss})
         return float(loss), gradients
 
     def score(self, batch: Batch) -> Score:
@@ -79,6 +100,10 @@ class OnnxEngine:
         scores = np.empty((len(ids), len(self.task.labels)), dtype=np.float32)
         self._run(ANSWER, self._words(ids, mask), {"logits": scores})
         return scores
+
+    def save_config(self, folder: Path) -> None:
+        """Write ``adapter_config.json`` as PEFT does: the export has kept it."""
+        shutil.copyfile(self._folder / ADAPTER_CONFIG, make_folder(folder) / ADAPTER_CONFIG)
 
     def _words(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Give what a classifier's graphs want to know of the texts."""
@@ -118,7 +143,7 @@ class _Embedding:
     """Token vectors, read from the file: mapped, a few rows would bring in most of its pages."""
 
     def __init__(self, path: Path, lookup: Lookup) -> None:
-        self._lookup = lookup
+        self.lookup = lookup
         self._path = path
 
     def rows(self, ids: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
@@ -129,7 +154,7 @@ class _Embedding:
         ModelUnsupported
             An id is not in the vocabulary.
         """
-        found = self._lookup
+        found = self.lookup
         distinct, numbers = np.unique(ids, return_inverse=True)
         if distinct[0] < 0 or distinct[-1] >= found.rows:
             raise ModelUnsupported(

@@ -26,7 +26,18 @@ from learning import base, tokens
 from learning.onnx import loss as losses
 from learning.onnx import models, ops
 from learning.onnx.engine import gradient_of
-from learning.onnx.folder import ANSWER, MANIFEST, START, STEP, WEIGHTS, Exported, Format, digest_of
+from learning.onnx.folder import (
+    ANSWER,
+    CONFIG,
+    FAST_STEP,
+    MANIFEST,
+    START,
+    STEP,
+    WEIGHTS,
+    Exported,
+    Format,
+    digest_of,
+)
 from learning.onnx.graph import Graph, Value
 from learning.onnx.loss import Output
 from learning.onnx.models import PROMPT, Parts
@@ -42,9 +53,7 @@ _NETWORKS = {"classification": ("bert",), "causal-lm": ("llama", "qwen2")}
 _PREFIX = {"classification": "base_model.model.bert.", "causal-lm": "base_model.model.model."}
 
 
-def export(
-    folder: Path, task: Task, out: Path, *, weights: Format, recompute: bool = True
-) -> Exported:
+def export(folder: Path, task: Task, out: Path, *, weights: Format | None = None) -> Exported:
     """Export the training step of `task` on the base in `folder` into the new folder `out`.
 
     Parameters
@@ -56,10 +65,9 @@ def export(
     out
         Replaced if it is an exported folder already.
     weights
-        How the board keeps matrices. ``nf4`` takes the bits of an NF4 base as they are, ``fp32``
-        is as exact but larger; ``int8`` quantizes a base that is kept in fp32.
-    recompute
-        Compute products again in the backward pass rather than keep them: less memory, more time.
+        How the board keeps matrices; None: as the base does. ``nf4`` takes the bits of an NF4 base
+        as they are, ``fp32`` is as exact but larger; ``int8`` quantizes a base that is kept in
+        fp32.
 
     Raises
     ------
@@ -71,6 +79,7 @@ def export(
         `out` cannot be written, or holds something else.
     """
     found = base.describe(folder)
+    weights = weights or found.weights
     if weights not in {found.weights, "fp32"} and (found.weights, weights) != ("fp32", "int8"):
         raise ModelUnsupported(
             f"a base kept in {found.weights} cannot be exported in {weights}",
@@ -82,7 +91,7 @@ def export(
         )
     if missing := [name for name in tokens.FILES if not (folder / name).is_file()]:
         raise ModelUnsupported(f"the tokenizer of {folder} has no {missing[0]}")
-    config = json.loads((folder / "config.json").read_bytes())
+    config = json.loads((folder / CONFIG).read_bytes())
     _check(task, config)
     engine = TorchEngine(folder, task)
     start = engine.read()
@@ -91,12 +100,14 @@ def export(
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         with Weights(BaseTensors(folder), part / WEIGHTS, weights) as kept:
-            for name, training in ((STEP, True), (ANSWER, False)):
+            for name in (STEP, FAST_STEP, ANSWER):
+                recompute = name == STEP
                 writer = _Writer(task, config, kept, start, rotation, recompute=recompute)
-                onnx.save(writer.model(training=training), part / name)
+                onnx.save(writer.model(training=name != ANSWER), part / name)
             embedding = kept.lookup(_EMBEDDING[task.kind])
         shape.save(part / START, start)
-        for name in tokens.FILES:
+        engine.save_config(part)
+        for name in (*tokens.FILES, CONFIG):
             shutil.copyfile(folder / name, part / name)
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
         exported = Exported(

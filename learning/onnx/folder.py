@@ -1,8 +1,9 @@
 """An exported training step on disk: what `learning.onnx.export` writes and a board is given.
 
-``step.onnx`` gives loss and gradients, ``answer.onnx`` scores; both take their frozen weights from
-``weights.bin``. ``start.safetensors`` is the adapter to start from; the tokenizer is the base's.
-``onnx.json`` names all of them by their digests.
+``step.onnx`` gives loss and gradients and computes activations again rather than keep them;
+``step-fast.onnx`` gives the same and keeps the products of frozen matrices; ``answer.onnx`` gives
+scores. All take their frozen weights from ``weights.bin``. ``start.safetensors`` is the adapter to
+start from; the tokenizer is the base's. ``onnx.json`` names all of them by their digests.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from ffm_common.files import sha256_bytes
 from ffm_common.task import Task
 from learning.base import check_files
 
-MANIFEST, STEP, ANSWER = "onnx.json", "step.onnx", "answer.onnx"
+MANIFEST, ANSWER = "onnx.json", "answer.onnx"
+STEP, FAST_STEP = "step.onnx", "step-fast.onnx"
 WEIGHTS, START = "weights.bin", "start.safetensors"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 
 Format: TypeAlias = Literal["fp32", "int8", "nf4"]
 

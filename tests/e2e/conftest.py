@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -144,8 +144,8 @@ class Town:
             writer.writerows((one.label, one.text) for one in _examples(count, seed=3))
         return path
 
-    def write_hub(self, **more: Mapping[str, object]) -> Path:
-        """Write hub.toml with its data; `more` are tables of it."""
+    def write_hub(self, **more: object) -> Path:
+        """Write hub.toml with its data; `more` are keys and tables of it."""
         folder = self.folder / "hub"
         folder.mkdir(exist_ok=True)
         write_jsonl(folder / "public.jsonl", _examples(24, seed=1))

@@ -169,20 +169,40 @@ def test_a_language_models_gradients_are_those_of_torch(
     assert_same_gradients(TorchEngine(llama, task), ours, ragged(30000, 12, labels=None))
 
 
-@pytest.mark.parametrize("weights", ["nf4", "fp32"])
-def test_kept_products_and_unpacked_weights_change_no_gradient(
-    minilm: Path, task: Task, step: Path, tmp_path: Path, weights: Literal["nf4", "fp32"]
+def fast(folder: Path) -> OnnxEngine:
+    engine = OnnxEngine(folder)
+    engine.set_checkpointing(on=False)
+    return engine
+
+
+def test_unpacked_weights_change_no_gradient(
+    minilm: Path, task: Task, step: Path, tmp_path: Path
 ) -> None:
-    export(minilm, task, tmp_path / "step", weights=weights, recompute=False)
+    export(minilm, task, tmp_path / "step", weights="fp32")
     batch = ragged(30000, 16, labels=2)
-    assert_same_gradients(OnnxEngine(step), OnnxEngine(tmp_path / "step"), batch)
+    assert_same_gradients(OnnxEngine(step), fast(tmp_path / "step"), batch)
 
 
-def test_a_language_models_kept_products_change_no_gradient(llama: Path, tmp_path: Path) -> None:
-    for name, recompute in (("small", True), ("fast", False)):
-        export(llama, LANGUAGE, tmp_path / name, weights="nf4", recompute=recompute)
-    small, fast = OnnxEngine(tmp_path / "small"), OnnxEngine(tmp_path / "fast")
-    assert_same_gradients(small, fast, ragged(30000, 12, labels=None))
+def test_kept_products_change_no_gradient(step: Path, llama: Path, tmp_path: Path) -> None:
+    assert_same_gradients(OnnxEngine(step), fast(step), ragged(30000, 16, labels=2))
+    language = tmp_path / "step"
+    export(llama, LANGUAGE, language, weights="nf4")
+    assert_same_gradients(OnnxEngine(language), fast(language), ragged(30000, 12, labels=None))
+
+
+def test_both_ways_to_compute_a_step_may_take_turns(step: Path) -> None:
+    engine, batch = OnnxEngine(step), ragged(30000, 16, labels=2)
+    small = engine.gradients(batch)[1]
+    engine.set_checkpointing(on=False)
+    other = engine.gradients(batch)[1]
+    engine.set_checkpointing(on=True)
+    assert shape.content_digest(engine.gradients(batch)[1]) == shape.content_digest(small)
+    for name, gradient in other.items():
+        np.testing.assert_allclose(gradient, small[name], atol=1e-6)
+
+
+def test_the_engine_knows_how_many_tokens_there_are(minilm: Path, task: Task, step: Path) -> None:
+    assert OnnxEngine(step).vocabulary == TorchEngine(minilm, task).vocabulary == 30522
 
 
 def test_int8_trains_on_the_weights_rounded_to_eight_bits(
@@ -374,7 +394,7 @@ def test_the_folder_is_whole_or_refused(step: Path, tmp_path: Path) -> None:
 
     exported = verify(step)
     assert exported == describe(step)
-    for name in ("weights.bin", "step.onnx", "onnx.json", "start.safetensors"):
+    for name in ("weights.bin", "step.onnx", "step-fast.onnx", "onnx.json", "start.safetensors"):
         copy = tmp_path / name
         shutil.copytree(step, copy)
         data = bytearray((copy / name).read_bytes())

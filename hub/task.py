@@ -1,0 +1,33 @@
+"""The federation's task: what hub.toml says, with the labels of the hub's own data."""
+
+from __future__ import annotations
+
+from ffm_common.task import Task
+from hub.config import Located
+from learning.data import read_labelled, require_labels
+
+
+def task_of(located: Located) -> Task:
+    """Build the task; a classification's labels are those of the hub's own data.
+
+    Raises
+    ------
+    DataError
+        That data cannot be used; the leaf says why.
+    """
+    config, public = located.config, located.config.public
+    labels: list[str] = []
+    if config.task == "classification":
+        examples = [
+            example
+            for path in (located.train, located.evaluation)
+            for example in read_labelled(path, text=public.text, label=public.label)
+        ]
+        labels = require_labels(examples)
+    return Task(
+        kind=config.task,
+        labels=tuple(labels),
+        adapter=config.adapter,
+        training=config.training,
+        seed=config.seed,
+    )
