@@ -8,6 +8,7 @@ candidates, so it never gives a worse plan.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -27,9 +28,10 @@ from profiles.shapes import (
 # Kept free below the limit, for what a prediction misses.
 _MARGIN = 0.9
 _SHORTEST = 16
-# A guess for a machine that has not been probed: imports of torch, transformers and peft (MB), and
-# the share of a board's published matrix-product rate that training reaches.
-_FLOOR_MB, _SHARE_OF_RATE, _OVERHEAD_S = 480.0, 0.5, 0.05
+# A guess for a machine that has not been probed: what an engine's imports take (MB), and the share
+# of a board's published matrix-product rate that training reaches.
+_FLOOR_MB = {"torch": 480.0, "onnx": 80.0}
+_SHARE_OF_RATE, _OVERHEAD_S = 0.5, 0.05
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     shape
         The base model.
+    engine
+        ``torch`` from a prepared base, ``onnx`` from an exported training step.
     weights
         Format of its weights: ``nf4``, ``fp32``.
     kind, rank, targets, prompt_tokens
@@ -55,6 +59,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     shape: ModelShape
+    engine: Literal["torch", "onnx"] = "torch"
     weights: str
     kind: str
     rank: int
@@ -136,7 +141,7 @@ def counted_mb(demand: Demand, work: Work) -> float:
 def guess(profile: Profile, demand: Demand) -> Calibrated:
     """Give calibrations for a machine that was not probed, from its published figures."""
     found = Calibration(
-        floor_mb=_FLOOR_MB + demand.shape.weights_mb,
+        floor_mb=_FLOOR_MB[demand.engine] + demand.shape.weights_mb,
         scale=1.0,
         overhead_s=_OVERHEAD_S,
         rate=_SHARE_OF_RATE * 1e9 * profile.gflops_fp32,
@@ -210,7 +215,7 @@ def predict(
     parameters = demand.adapter_parameters()
     watts = profile.load_watts
     return Plan(
-        engine="torch",
+        engine=demand.engine,
         weights=demand.weights,
         rank=demand.rank,
         micro_batch=batch,
@@ -242,7 +247,7 @@ def _batches(largest: int) -> list[int]:
 
 
 def _remedy(profile: Profile, demand: Demand, calibrations: Calibrated) -> str:
-    """Name plans that would fit: a smaller adapter, or the smallest board that is enough."""
+    """Name plans that would fit: a smaller adapter, no torch, or the smallest board of enough."""
     limit = _MARGIN * profile.memory_mb
     ways: list[str] = []
     rank = demand.rank // 2
@@ -253,6 +258,13 @@ def _remedy(profile: Profile, demand: Demand, calibrations: Calibrated) -> str:
             ways.append(f"rank {rank}: {_words(max(fitting, key=_quality))}")
             break
         rank //= 2
+    if demand.engine == "torch":
+        exported = msgspec.structs.replace(demand, engine="onnx")
+        guessed = guess(profile, exported)
+        fitting = [p for p in _candidates(profile, exported, guessed) if p.memory_mb <= limit]
+        if fitting:
+            best = max(fitting, key=_quality)
+            ways.append(f"a training step instead of the base (ffm hub export): {_words(best)}")
     boards = [profiles.load(name) for name in profiles.names()]
     for board in sorted(boards, key=lambda board: board.memory_mb):
         fitting = [
