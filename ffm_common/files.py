@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ffm_common.errors import PathUnwritable
 
@@ -21,7 +24,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` so that a reader, or a power cut, sees the old file or the new one, never half.
+    """Write `data` as `whole_file` does."""
+    with whole_file(path, mode=mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a file to write that a reader, or a power cut, sees whole or as it was, never half.
+
+    It takes its name when the block ends; where the block raises, it is gone.
 
     Raises
     ------
@@ -33,7 +45,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)

@@ -14,7 +14,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Tokenizer:
-    """Called as a transformers tokenizer is, for what `learning.batches` asks of one.
+    """Called as a transformers tokenizer is, for what `learning.texts.batches` asks of one.
 
     Parameters
     ----------

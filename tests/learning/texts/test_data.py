@@ -20,17 +20,22 @@ from ffm_common.errors import (
     ExtraMissing,
     PathUnwritable,
 )
-from learning.data import (
+from learning.texts.data import (
+    END_OF_TEXT,
     MAX_TEXT_CHARACTERS,
+    PART_CHARACTERS,
     Example,
+    Rows,
     label_names,
     load_labelled,
     read_labelled,
+    read_texts,
     require_labels,
+    stream_texts,
     write_jsonl,
 )
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 TWO = [Example("good film", "pos"), Example("bad film", "neg")]
 
 
@@ -316,3 +321,55 @@ def test_published_files_under_other_names_are_read_too(tmp_path: Path) -> None:
     found = load_labelled(pairs)
     assert len(found.examples) == 4076
     assert label_names(found.examples) == ["0", "1"]
+
+
+@given(
+    st.lists(st.text(alphabet=" \nab\u00e9<", max_size=40), max_size=6),
+    st.integers(0, 3),
+)
+def test_documents_are_what_splitting_the_whole_file_gives(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], blank: int
+) -> None:
+    content = END_OF_TEXT.join([*texts, " " * blank])
+    path = tmp_path_factory.mktemp("texts") / "a.txt"
+    path.write_text(content, newline="")
+    wanted = [part.strip() for part in content.split(END_OF_TEXT) if part.strip()]
+    if wanted:
+        assert read_texts(path) == wanted
+    else:
+        with pytest.raises(DataEmpty, match="no text"):
+            read_texts(path)
+
+
+@pytest.mark.parametrize("unit", ["a line of words\n", "words and words ", "x"])
+def test_a_long_document_comes_in_parts_that_lose_nothing(tmp_path: Path, unit: str) -> None:
+    long = (unit * (3 * PART_CHARACTERS // len(unit) + 7)).strip()
+    path = put(tmp_path, "a.txt", f"first\n{END_OF_TEXT}\n  {long}\n\n{END_OF_TEXT}\nlast\n")
+    parts = list(stream_texts(path))
+    assert max(len(part.text) for part in parts) <= PART_CHARACTERS
+    assert sum(part.last for part in parts) == 3
+    assert len(parts) > 5
+    assert read_texts(path) == ["first", long, "last"]
+    if unit != "x":  # a part ends where a line or a word does
+        assert all(part.last or part.text[-1] in "\nsd" for part in parts)
+
+
+def test_texts_of_a_table_come_from_its_column(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.csv", "id,body\n1, one \n2,\n3,three\n")
+    assert read_texts(path, text="body") == ["one", "three"]
+    with pytest.raises(DataColumns, match="id, body"):
+        list(stream_texts(path))
+
+
+def test_rows_come_one_by_one_and_an_error_when_it_is_reached(tmp_path: Path) -> None:
+    head = "text,label\n" + "good film,pos\nbad film,neg\n" * 600
+    rows = Rows(put(tmp_path, "a.csv", head.encode() + b"\xff\xfe,pos\n"))
+    found: list[Example] = []
+    with pytest.raises(DataFormat, match="UTF-8"):
+        found.extend(rows)
+    assert len(found) == 1200
+    rows = Rows(put(tmp_path, "b.csv", head + ",pos\n"))
+    assert next(iter(rows)) == Example("good film", "pos")
+    assert len(list(rows)) == 1199
+    assert "1 rows skipped" in rows.describe()
+    assert "1200 examples, 2 labels" in rows.describe()

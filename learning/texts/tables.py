@@ -18,6 +18,7 @@ from ffm_common.errors import DataFormat, DataMissing, ExtraMissing
 MAX_FILE_BYTES = 512 << 20
 _MAX_LINE_BYTES = 8 << 20
 _MAX_COLUMNS = 1000
+_PARQUET_ROWS, _PARQUET_BYTES = 256, 1 << 16
 _BOM = b"\xef\xbb\xbf"
 
 Row = tuple[str | None, ...]
@@ -57,10 +58,10 @@ def open_table(path: Path) -> Table:
     return reader(path)
 
 
-def read_plain(path: Path) -> str:
-    """Read a whole text file, under the same limits and with the same errors."""
+def plain_lines(path: Path) -> Iterator[str]:
+    """Give the lines of a text file, under the same limits and with the same errors."""
     _check_size(path)
-    return "".join(_lines(path))
+    yield from _lines(path)
 
 
 def _check_size(path: Path) -> None:
@@ -239,8 +240,9 @@ def _parquet_rows(path: Path, names: Row) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096, columns=list(names)):
+        # A buffer: without one pyarrow holds a whole row group's columns, packed as they are.
+        with parquet.ParquetFile(path, buffer_size=_PARQUET_BYTES) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=list(names), use_threads=False):
                 columns = [[_cell(value) for value in column.to_pylist()] for column in batch]
                 yield from zip(*columns, strict=True)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ffm_common.errors import DataEmpty, DataLabels
 from learning import base
-from learning.batches import Shard, labelled_shard, text_shard
-from learning.data import Example
 from learning.engine import IGNORED
+from learning.texts.batches import Shard, labelled_shard, text_shard
+from learning.texts.data import Example
 
 
 def shard(total: int) -> Shard:
