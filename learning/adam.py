@@ -7,17 +7,22 @@ decay: an adapter that starts at zero has nothing to decay towards.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ffm_common import tensors as shape
 from ffm_common.tensors import Array, Tensors
+from learning.moments import Moment, Packed, Whole
+from profiles.shapes import PACKED_FROM
 
 _BETA_1, _BETA_2 = 0.9, 0.999
 _EPSILON = 1e-8
 
 
 class Adam:
-    """Two moments per parameter, float32.
+    """Two moments per parameter: float32, or 8 bits where there are many.
 
     Parameters
     ----------
@@ -25,21 +30,46 @@ class Adam:
         What will be trained; only names and shapes matter.
     rates
         Step size by tensor name.
+    packed
+        Whether moments take 8 bits; by default from `PACKED_FROM` parameters on, where that saves
+        some MB. Fewer parameters are not worth the time.
     """
 
-    def __init__(self, tensors: Tensors, rates: Mapping[str, float]) -> None:
+    def __init__(
+        self, tensors: Tensors, rates: Mapping[str, float], *, packed: bool | None = None
+    ) -> None:
         self._rates = dict(rates)
         self.count = 0
-        self.means = {name: np.zeros_like(array) for name, array in tensors.items()}
-        self.squares = {name: np.zeros_like(array) for name, array in tensors.items()}
+        if packed is None:
+            packed = shape.count(tensors) >= PACKED_FROM
+        self._moments: dict[str, dict[str, Moment]] = {
+            name: {
+                kind: Packed(array.shape, squares=kind == "square")
+                if packed
+                else Whole(array.shape)
+                for kind in ("mean", "square")
+            }
+            for name, array in tensors.items()
+        }
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Name all that a resumed run needs beside `count`, to be read, or written in place."""
+        return {
+            f"{kind}{part}/{name}": array
+            for name, moments in self._moments.items()
+            for kind, moment in moments.items()
+            for part, array in moment.parts().items()
+        }
 
     def step(self, tensors: dict[str, Array], gradients: Tensors) -> None:
         """Move `tensors` in place by one step along `gradients`."""
         self.count += 1
         first = 1 - _BETA_1**self.count
         second = 1 - _BETA_2**self.count
+        chance = np.random.Generator(np.random.PCG64(self.count))
         for name, gradient in gradients.items():
-            mean, square = self.means[name], self.squares[name]
+            moments = self._moments[name]
+            mean, square = moments["mean"].get(), moments["square"].get()
             mean += np.float32(1 - _BETA_1) * (gradient - mean)
             square *= np.float32(_BETA_2)
             square += np.float32(1 - _BETA_2) * gradient * gradient
@@ -48,3 +78,5 @@ class Adam:
             root /= np.float32(np.sqrt(second))
             root += np.float32(_EPSILON)
             tensors[name] -= size * mean / root
+            moments["mean"].put(mean, chance)
+            moments["square"].put(square, chance)

@@ -16,17 +16,26 @@ from typing import Any, Literal
 
 import msgspec
 
-from ffm_common.errors import ExtraMissing, ModelDigest, ModelMissing, PathUnwritable
+from ffm_common.errors import (
+    ConfigInvalid,
+    ExtraMissing,
+    ModelDigest,
+    ModelMissing,
+    ModelUnsupported,
+    PathUnwritable,
+)
 from ffm_common.files import make_folder, sha256_file, write_atomic
 from ffm_common.task import Task
 
-Weights = Literal["nf4", "fp32"]
+Weights = Literal["nf4", "int8", "bf16", "fp32"]
 WEIGHTS_FILE = "model.safetensors"
 _MANIFEST = "base.json"
 _ENCODERS = {"bert"}
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 # Small or sensitive: the pooler, the head that is trained (it has no weights yet), the scores.
-_UNQUANTIZED = ["pooler", "classifier", "lm_head"]
+UNQUANTIZED = ["pooler", "classifier", "lm_head"]
+MASKED_HEAD = "cls"
+"""What transformers calls the head of BERT as a masked language model."""
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,19 +103,27 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _load_source(source: Path, weights: Weights) -> tuple[Any, Any]:
-    """Load model and tokenizer, the weights quantized if so wanted."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    """Load model and tokenizer, the weights quantized if so wanted.
 
-    from quantization.weights import nf4_config
+    Heads are left behind, but for the output matrix of a language model that has one of its own.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    from quantization.weights import nf4_config, shrink
 
     _quiet()
-    options = {"quantization_config": nf4_config(keep=_UNQUANTIZED)} if weights == "nf4" else {}
+    options = {"quantization_config": nf4_config(keep=UNQUANTIZED)} if weights == "nf4" else {}
     try:
+        config = AutoConfig.from_pretrained(str(source))
+        speaks = any(name.endswith("ForCausalLM") for name in config.architectures or [])
+        kind = AutoModelForCausalLM if speaks and not config.tie_word_embeddings else AutoModel
         # Safetensors alone: the older format is pickle, which runs what it holds.
-        model = AutoModel.from_pretrained(
+        model = kind.from_pretrained(
             str(source), dtype=torch.float32, use_safetensors=True, **options
         )
+        if weights in {"int8", "bf16"}:
+            shrink(model, weights, keep=UNQUANTIZED)
         return model, AutoTokenizer.from_pretrained(str(source))
     except Exception as error:  # a broken folder makes transformers raise nearly anything
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -126,7 +143,7 @@ def describe(folder: Path) -> Base:
         return msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=Base)
     except OSError as error:
         raise ModelMissing(f"{folder} is no prepared base folder") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelMissing(f"{folder / _MANIFEST}: {error}") from error
 
 
@@ -164,23 +181,31 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
 def load_model(folder: Path, task: Task) -> Any:
     """Load the base for a task, frozen, on the CPU.
 
-    A classifier gets a fresh head, whose random start does not matter: it is part of every adapter
-    and is overwritten. Dropout is off: its draws would make a resumed run another run, and an
-    adapter of low rank hardly needs it.
+    A classifier or a masked language model gets a fresh head, whose random start does not matter:
+    it is part of every adapter and is overwritten. Dropout is off: its draws would make a resumed
+    run another run, and an adapter of low rank hardly needs it.
+
+    Raises
+    ------
+    ConfigInvalid
+        The task's texts are longer than the base can take.
+    ModelUnsupported
+        The base cannot do the task.
     """
     import torch
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
+        AutoModelForMaskedLM,
         AutoModelForSequenceClassification,
     )
 
-    from quantization.weights import keep_training_layout
+    from quantization.weights import keep_training_layout, leave_alone, loading_options
 
     _quiet()
     base = describe(folder)
-    where: dict[str, Any] = {"device_map": {"": "cpu"}} if base.weights == "nf4" else {}
     config = AutoConfig.from_pretrained(str(folder))
+    require_room(task, getattr(config, "max_position_embeddings", None))
     for name in _DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -188,10 +213,40 @@ def load_model(folder: Path, task: Task) -> Any:
     if task.kind == "classification":
         config.num_labels = len(task.labels)
         kind = AutoModelForSequenceClassification
-    model = kind.from_pretrained(str(folder), config=config, dtype=torch.float32, **where)
+    elif task.kind == "masked-lm":
+        if config.model_type not in _ENCODERS:
+            raise ModelUnsupported(
+                f"masked-lm needs an encoder (BERT), and {folder} is {config.model_type}",
+                remedy="take the task causal-lm for this base, or another base",
+            )
+        if base.weights != "fp32":
+            leave_alone(config.quantization_config, MASKED_HEAD)
+        kind = AutoModelForMaskedLM
+    model = kind.from_pretrained(
+        str(folder), config=config, dtype=torch.float32, **loading_options(base.weights)
+    )
     if base.weights == "nf4":
         keep_training_layout(model)
     return model.requires_grad_(requires_grad=False)
+
+
+def require_room(task: Task, places: int | None) -> None:
+    """Refuse a task whose texts, with a soft prompt before them, exceed a base's `places`.
+
+    Raises
+    ------
+    ConfigInvalid
+        They do; the remedy names what would fit. None is a base without a limit.
+    """
+    prompt = task.adapter.prompt_tokens if task.adapter.kind == "prompt" else 0
+    length = task.training.max_length
+    if places is not None and length + prompt > places:
+        before = f" and a prompt of {prompt}" if prompt else ""
+        raise ConfigInvalid(
+            f"training.max_length: {length} tokens{before} are more than the {places} places of"
+            " the base",
+            remedy=f"set max_length in [training] to at most {places - prompt}",
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:

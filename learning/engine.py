@@ -29,8 +29,9 @@ class Batch(msgspec.Struct, frozen=True):
     mask
         1 where there is a token, 0 where there is padding; int64, shape (batch, length).
     targets
-        int64. Classification: label indices, shape (batch,). Language model: the id of the token
-        that follows each position, or `IGNORED`; shape (batch, length).
+        int64. Classification: label indices, shape (batch,). Language model: at each position the
+        id of the token that follows, or of the one that is hidden there, or `IGNORED`; shape
+        (batch, length).
     hidden
         Where the frozen layers below the adapter were computed before: their outputs, shape
         (batch, length, hidden). An engine may start from there.
@@ -63,7 +64,14 @@ class Score(msgspec.Struct, frozen=True):
     scored: int
 
 
-class Engine(Protocol):
+class Scorer(Protocol):
+    """Whatever can be measured."""
+
+    def score(self, batch: Batch) -> Score:
+        """Measure the model on a batch, in inference mode."""
+
+
+class Engine(Scorer, Protocol):
     """A base with an adapter; names and shapes of the tensors are PEFT's."""
 
     @property
@@ -81,9 +89,6 @@ class Engine(Protocol):
 
     def gradients(self, batch: Batch) -> tuple[float, dict[str, Array]]:
         """Give the batch's mean cross-entropy (nats) and its gradient by tensor."""
-
-    def score(self, batch: Batch) -> Score:
-        """Measure the adapter on a batch, in inference mode."""
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
         """Give a classifier's scores of each label, shape (batch, labels), in inference mode."""

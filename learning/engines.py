@@ -15,6 +15,7 @@ from ffm_common.errors import ModelUnsupported
 from ffm_common.task import Task
 from learning import base
 from learning.onnx import folder as steps
+from profiles.calibration import Products
 
 if TYPE_CHECKING:  # numpy: too much for a supervisor that only wants a folder's digest
     from learning.engine import Engine
@@ -86,7 +87,12 @@ def require_task(source: Source, task: Task) -> None:
 
 
 def open_engine(
-    folder: Path, task: Task, *, checkpointing: bool = False, threads: int | None = None
+    folder: Path,
+    task: Task,
+    *,
+    checkpointing: bool = False,
+    threads: int | None = None,
+    products: Products = "fp32",
 ) -> Engine:
     """Open what `folder` holds, with a fresh adapter for `task`.
 
@@ -96,6 +102,8 @@ def open_engine(
         Compute activations again in the backward pass instead of keeping them.
     threads
         Threads to compute with; by default what the environment says.
+    products
+        Format in which torch multiplies frozen matrices; onnxruntime does so in float32 alone.
 
     Raises
     ------
@@ -114,13 +122,13 @@ def open_engine(
 
     if threads is not None:
         use_threads(threads)
-    return TorchEngine(folder, task, checkpointing=checkpointing)
+    return TorchEngine(folder, task, checkpointing=checkpointing, products=products)
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer: with transformers beside a base, without beside an exported step."""
     if describe(folder).engine == "onnx":
-        from learning.tokens import Tokenizer
+        from learning.texts.tokens import Tokenizer
 
         return Tokenizer(folder)
     return base.load_tokenizer(folder)

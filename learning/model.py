@@ -6,23 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import msgspec
-import numpy as np
-
 from ffm_common.errors import ModelDigest
 from ffm_common.task import Task
 from learning import adapter, engines
-from learning.batches import Shard, labelled_shard, text_shard
-from learning.data import read_labelled, read_texts
-from learning.engine import softmax
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One text's most likely label, and how likely."""
-
-    text: str
-    label: str
-    probability: float
+from learning.answers import Answer, answers
+from learning.texts.batches import Shard
+from learning.texts.cache import TokenCache
+from learning.texts.shards import Reader
+from profiles.calibration import Products
 
 
 class Learner:
@@ -38,6 +29,8 @@ class Learner:
         Compute activations again in the backward pass instead of keeping them.
     threads
         Threads to compute with; by default what the environment says.
+    products
+        Format in which torch multiplies frozen matrices.
     """
 
     def __init__(
@@ -47,12 +40,13 @@ class Learner:
         *,
         checkpointing: bool = False,
         threads: int | None = None,
+        products: Products = "fp32",
     ) -> None:
         self.folder = folder
         self.task = task
         self._tokenizer = engines.load_tokenizer(folder)
         self.engine = engines.open_engine(
-            folder, task, checkpointing=checkpointing, threads=threads
+            folder, task, checkpointing=checkpointing, threads=threads, products=products
         )
 
     @classmethod
@@ -79,8 +73,12 @@ class Learner:
         text: str | None = None,
         label: str | None = None,
         max_length: int | None = None,
+        cache: TokenCache | None = None,
     ) -> Shard:
         """Read and tokenize a data file: labelled text, or plain text for a language model.
+
+        With a `cache` that is done once, and the tokens are a mapped file; without, they are held
+        in memory.
 
         Raises
         ------
@@ -88,27 +86,9 @@ class Learner:
             The file cannot be used; the leaf says why.
         """
         length = max_length or self.task.training.max_length
-        if self.task.kind == "causal-lm":
-            return text_shard(read_texts(path, text=text), self._tokenizer, length)
-        examples = read_labelled(path, text=text, label=label)
-        return labelled_shard(examples, self.task.labels, self._tokenizer, length)
+        reader = Reader(self.task, self._tokenizer, length, text=text, label=label)
+        return reader.shard(path, cache=cache, base=engines.describe(self.folder).base_digest)
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """Give the most likely label of each text."""
-        encoded = self._tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self.task.training.max_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        ids = [np.array(each, dtype=np.int32) for each in encoded["input_ids"]]
-        unknown = np.zeros(len(ids), dtype=np.int64)
-        batch = Shard(ids, unknown, self._tokenizer.pad_token_id).collate(range(len(ids)))
-        scores = self.engine.logits(batch.ids, batch.mask)
-        return [
-            Answer(
-                text=text, label=self.task.labels[int(row.argmax())], probability=float(row.max())
-            )
-            for text, row in zip(texts, softmax(scores), strict=True)
-        ]
+        return answers(texts, self.task, self._tokenizer, self.engine.logits)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ffm_common.errors import ModelMissing
 from ffm_common.task import Task
-from learning import engines
+from learning import base, engines
 from learning.probe import ProbeJob, ProbeResult, ProbeStep
 from learning.process import Worker
 from profiles.calibration import Calibrated, Point, fit
@@ -27,13 +27,20 @@ _LEAST_TOKENS = 16
 _LOOK_S = 0.1
 
 
-def demand(folder: Path, task: Task, update_bits: float) -> Demand:
+def demand(folder: Path, task: Task, *, update_bits: float, down_bits: float) -> Demand:
     """Say what training this task on the base in `folder` asks of a device.
+
+    Parameters
+    ----------
+    update_bits, down_bits
+        Bits per parameter on the wire: of an update, and of a version (mean).
 
     Raises
     ------
     ModelMissing
         The folder is no model, or of a family whose shape is not known here.
+    ConfigInvalid
+        The task's texts are longer than the base can take.
     ModelUnsupported
         The folder holds a training step for another task.
     """
@@ -44,22 +51,29 @@ def demand(folder: Path, task: Task, update_bits: float) -> Demand:
         shape = from_config(config, source.weights_mb)
     except (OSError, ValueError, KeyError) as error:
         raise ModelMissing(f"{folder}: cannot read the model's shape: {error}") from error
+    base.require_room(task, config.get("max_position_embeddings"))
     classifies = task.kind == "classification"
     training = task.training
+    ranks = task.adapter.ranks if task.adapter.kind == "lora" else ()
     return Demand(
         shape=shape,
         engine=source.engine,
         weights=source.weights,
         kind=task.adapter.kind,
         rank=task.adapter.rank,
+        # An exported step has the rank that it was exported with.
+        smaller_ranks=ranks[:-1] if source.engine == "torch" else (),
         targets=task.adapter.targets,
+        top_layers=task.adapter.top_layers,
         prompt_tokens=task.adapter.prompt_tokens,
         outputs=len(task.labels) if classifies else shape.vocabulary,
         chunk=0 if classifies else SCORED_AT_ONCE,
+        masked=task.kind == "masked-lm",
         batch_size=training.batch_size,
         max_length=training.max_length,
         local_steps=training.local_steps,
         update_bits=update_bits,
+        down_bits=down_bits,
     )
 
 
@@ -76,6 +90,7 @@ def calibration_key(folder: Path, task: Task, limits: Limits) -> str:
             source.base_digest[:12],
             task.kind,
             task.adapter.kind,
+            f"top {task.adapter.top_layers or 'all'} layers",
             f"{limits.threads} threads",
             allocator.name if allocator else glibc,
         ]
@@ -135,7 +150,9 @@ class Probe:
                     seconds=measured.seconds,
                 )
             )
-        return Calibrated(plain=fit(found[False]), checkpointing=fit(found[True]))
+        return Calibrated(
+            plain=fit(found[False]), checkpointing=fit(found[True]), products=result.products
+        )
 
 
 def measure(folder: Path, task: Task, asked: Demand, limits: Limits) -> Calibrated:

@@ -11,6 +11,7 @@ import msgspec
 
 from ffm_common.task import Task
 from learning import process
+from profiles.calibration import Products
 
 _REPEATS = 3
 
@@ -43,9 +44,10 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What each step measured, in the order asked for."""
+    """What each step measured, in the order asked for, and in which format matrices multiplied."""
 
     measured: tuple[Measured, ...]
+    products: Products
 
 
 def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
@@ -53,12 +55,16 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
     import numpy as np
 
     from learning.adam import Adam
-    from learning.engine import Batch
-    from learning.engines import open_engine
+    from learning.engine import IGNORED, Batch
+    from learning.engines import describe, open_engine
+    from learning.products import fastest
+    from profiles.shapes import MASKED_SHARE
 
     found: list[Measured] = []
     rng = np.random.default_rng(0)
-    engine = open_engine(Path(job.base), job.task, threads=job.threads)
+    folder = Path(job.base)
+    products = fastest() if describe(folder).engine == "torch" else "fp32"
+    engine = open_engine(folder, job.task, threads=job.threads, products=products)
     tensors = engine.read()
     adam = Adam(tensors, dict.fromkeys(tensors, 0.0))
     for number, step in enumerate(job.steps, 1):
@@ -66,8 +72,12 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
         ids = rng.integers(3, engine.vocabulary, (step.batch, step.length))
         if job.task.kind == "classification":
             targets = rng.integers(0, len(job.task.labels), step.batch)
-        else:
+        elif job.task.kind == "causal-lm":
             targets = np.roll(ids, -1, axis=1)
+        else:
+            hidden = rng.random(ids.shape) < MASKED_SHARE
+            hidden[:, 0] = True  # one at least
+            targets = np.where(hidden, ids, IGNORED)
         batch = Batch(ids, np.ones_like(ids), targets)
         _forget_peak()
         times = []
@@ -79,7 +89,7 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
             times.append(time.perf_counter() - started)
         found.append(Measured(peak_mb=process.peak_memory_mb(), seconds=min(times)))
         report(number, len(job.steps), loss)
-    return ProbeResult(measured=tuple(found))
+    return ProbeResult(measured=tuple(found), products=products)
 
 
 def _forget_peak() -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ffm_common import tensors as shape
 from ffm_common.errors import AdapterInvalid, LossNotFinite
 from ffm_common.task import Training
 from ffm_common.tensors import Array
 from learning.adam import Adam
-from learning.batches import Shard
-from learning.engine import Engine
+from learning.engine import Engine, Scorer
+from learning.texts.batches import Shard
 
 _EVALUATION_BATCH = 32
-# The PEFT name of every classifier head, whatever the base calls its own layers.
-_HEAD = ".classifier."
+# The PEFT names of trained heads: a classifier's, and a masked language model's.
+_HEADS = (".classifier.", ".transform.")
 
 Progress = Callable[[int, float], None]
 
@@ -72,9 +74,20 @@ class Trainer:
         self._seed = seed
         self._checkpoint = checkpoint
         self._every = every
+        self._proximal = np.float32(training.proximal)
         self._tensors = engine.read()
+        # What the engine holds now is the version, before a resume too: a checkpoint comes later.
+        self._start = (
+            {name: array.copy() for name, array in self._tensors.items()}
+            if training.proximal
+            else {}
+        )
         rates = {
-            name: training.head_learning_rate if _HEAD in name else training.learning_rate
+            name: (
+                training.head_learning_rate
+                if any(head in name for head in _HEADS)
+                else training.learning_rate
+            )
             for name in self._tensors
         }
         self._adam = Adam(self._tensors, rates)
@@ -129,6 +142,8 @@ class Trainer:
             total += float(share) * loss
             for name, gradient in gradients.items():
                 sums[name] += share * gradient
+        for name, start in self._start.items():
+            sums[name] += self._proximal * (self._tensors[name] - start)
         if not math.isfinite(total) or not all(np.isfinite(g).all() for g in sums.values()):
             raise LossNotFinite(f"the loss of step {step + 1} is {total}")
         # Rounded to what a checkpoint holds, so that a resumed run reports the same numbers.
@@ -136,33 +151,29 @@ class Trainer:
 
     def _save(self, path: Path) -> None:
         state = {"losses": np.array(self.losses, dtype=np.float32)}
-        for kind, tensors in self._parts().items():
-            state |= {f"{kind}/{name}": array for name, array in tensors.items()}
+        # Every number of 8 bits is a float32, too.
+        state |= {name: array.astype(np.float32) for name, array in self._parts().items()}
         shape.save(path, state)
 
     def _resume(self, path: Path) -> None:
         state = shape.load(path)
         losses = state.pop("losses", None)
-        expected = {
-            f"{kind}/{name}": array.shape
-            for kind, tensors in self._parts().items()
-            for name, array in tensors.items()
-        }
+        expected = {name: array.shape for name, array in self._parts().items()}
         if losses is None or {name: array.shape for name, array in state.items()} != expected:
             raise AdapterInvalid(f"{path} is a checkpoint of another adapter")
         self.losses = [float(loss) for loss in losses]
         self._adam.count = self.step
-        for kind, tensors in self._parts().items():
-            for name, array in tensors.items():
-                array[...] = state[f"{kind}/{name}"]
+        for name, array in self._parts().items():
+            array[...] = state[name]
         self._engine.write(self._tensors)
 
-    def _parts(self) -> dict[str, dict[str, Array]]:
+    def _parts(self) -> dict[str, NDArray[Any]]:
         """Name everything that a checkpoint holds."""
-        return {"value": self._tensors, "mean": self._adam.means, "square": self._adam.squares}
+        values = {f"value/{name}": array for name, array in self._tensors.items()}
+        return values | self._adam.state()
 
 
-def evaluate(engine: Engine, shard: Shard) -> Measure:
+def evaluate(engine: Scorer, shard: Shard) -> Measure:
     """Measure an engine's adapter on a shard, in batches of like lengths.
 
     Raises

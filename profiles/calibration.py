@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from ffm_common.files import write_atomic
+
+Products: TypeAlias = Literal["fp32", "bf16"]
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,10 +61,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine's calibrations for both ways to train: activations kept, or computed again."""
+    """One machine's calibrations for both ways to train: activations kept, or computed again.
+
+    `products` is the number format in which frozen matrices are multiplied here.
+    """
 
     plain: Calibration
     checkpointing: Calibration
+    products: Products = "fp32"
 
     def of(self, *, checkpointing: bool) -> Calibration:
         """Give the one for a way to train."""
@@ -109,5 +116,5 @@ class Calibrations:
     def _read(self) -> dict[str, Calibrated]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Calibrated])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return {}

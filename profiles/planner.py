@@ -1,12 +1,15 @@
 """The planner: (profile, model, task) to a plan that fits, or why none does and what would.
 
-Every combination of length, micro-batch and checkpointing is predicted; among those that fit, the
+Every combination of length, micro-batch and checkpointing is predicted, of the largest rank first
+and of a smaller one, where the task lets that be, if nothing fits; among those that fit, the
 longest texts win, then no recomputation, then the largest micro-batch. More memory only adds
 candidates, so it never gives a worse plan.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -14,9 +17,10 @@ import msgspec
 
 from ffm_common.errors import PlanImpossible
 from profiles import profile as profiles
-from profiles.calibration import Calibrated, Calibration
+from profiles.calibration import Calibrated, Calibration, Products
 from profiles.profile import Profile
 from profiles.shapes import (
+    MASKED_SHARE,
     ModelShape,
     Work,
     activation_mb,
@@ -32,6 +36,8 @@ _SHORTEST = 16
 # of a board's published matrix-product rate that training reaches.
 _FLOOR_MB = {"torch": 480.0, "onnx": 80.0}
 _SHARE_OF_RATE, _OVERHEAD_S = 0.5, 0.05
+# How much of a device's disk the outputs of frozen layers may take: one part in so many.
+_CACHE_SHARE = 2
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,18 +50,24 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     engine
         ``torch`` from a prepared base, ``onnx`` from an exported training step.
     weights
-        Format of its weights: ``nf4``, ``fp32``.
-    kind, rank, targets, prompt_tokens
+        Format of its weights: ``nf4``, ``int8``, ``bf16``, ``fp32``.
+    kind, rank, targets, top_layers, prompt_tokens
         The adapter.
+    smaller_ranks
+        That may be trained in place of `rank`.
     outputs
         Labels of a classifier, or the vocabulary of a language model.
     chunk
         How many positions a language model scores at once; 0 for a classifier, which scores each
         example once.
+    masked
+        A masked language model: few positions have scores, a head of one matrix is trained, and
+        every epoch shows other tokens, so that nothing can be kept.
     batch_size, max_length, local_steps
         As the federation wants them.
-    update_bits
-        Bits per parameter of an update on the wire.
+    update_bits, down_bits
+        Bits per parameter on the wire: of an update, and of a version (mean over keyframes and
+        deltas).
     """
 
     shape: ModelShape
@@ -63,33 +75,49 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     weights: str
     kind: str
     rank: int
+    smaller_ranks: tuple[int, ...] = ()
     targets: tuple[str, ...]
+    top_layers: int = 0
     prompt_tokens: int
     outputs: int
     chunk: int
+    masked: bool = False
     batch_size: int
     max_length: int
     local_steps: int
     update_bits: float
+    down_bits: float
+
+    @property
+    def frozen_layers(self) -> int:
+        """How many layers lie below the adapter's lowest."""
+        return max(0, self.shape.layers - self.top_layers) if self.top_layers else 0
 
     def adapter_parameters(self) -> int:
         """Count what is trained and sent, the classifier head included."""
         head = self.shape.hidden * self.outputs + self.outputs if self.chunk == 0 else 0
+        if self.masked:  # a matrix, its bias, and the scales and shifts of a norm
+            head = self.shape.hidden * (self.shape.hidden + 3)
         if self.kind == "prompt":
             return head + self.prompt_tokens * self.shape.hidden
-        return head + lora_parameters(self.shape, self.targets, self.rank)
+        return head + lora_parameters(self.shape, self.targets, self.rank, self.frozen_layers)
 
-    def work(self, batch: int, length: int, *, checkpointing: bool) -> Work:
+    def work(self, batch: int, length: int, *, checkpointing: bool, cached: bool = False) -> Work:
         """Give the counts of one micro-batch."""
         virtual = self.prompt_tokens if self.kind == "prompt" else 0
+        scored = batch * length if self.chunk else batch
+        if self.masked:
+            scored = math.ceil(scored * MASKED_SHARE)
         return Work(
             batch=batch,
             length=length + virtual,
             adapter_parameters=self.adapter_parameters(),
             outputs=self.outputs,
-            scored=batch * length if self.chunk else batch,
-            scored_at_once=min(self.chunk, batch * length) if self.chunk else batch,
+            scored=scored,
+            scored_at_once=min(self.chunk, scored) if self.chunk else batch,
             checkpointing=checkpointing,
+            frozen_layers=self.frozen_layers,
+            cached=cached,
         )
 
 
@@ -102,14 +130,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         Examples in memory at once, and how many such make a step.
     checkpointing
         Compute activations again instead of keeping them.
-    cached_layers
-        Frozen layers whose outputs are kept between epochs.
+    products
+        Format in which frozen matrices are multiplied.
+    cached_layers, cache_mb
+        Frozen layers whose outputs are kept between epochs and versions, and how much disk they
+        may take; examples beyond that are computed anew each time.
     memory_mb
         Predicted peak of resident memory.
-    step_seconds
-        Predicted time of one optimizer step.
+    step_seconds, cached_step_seconds
+        Predicted time of one optimizer step: in the first epoch, and once all is kept.
     bytes_per_version
-        Sent and fetched for one version.
+        Sent and fetched for one version, on the mean.
     joules_per_version
         Predicted energy of one version's steps; None where the profile has no watts.
     measured
@@ -123,11 +154,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     accumulation: int
     max_length: int
     checkpointing: bool
+    products: Products
     cached_layers: int
+    cache_mb: int
     threads: int
     update_bits: float
+    down_bits: float
     memory_mb: float
     step_seconds: float
+    cached_step_seconds: float
     bytes_per_version: int
     joules_per_version: float | None
     measured: bool
@@ -158,6 +193,18 @@ def plan(profile: Profile, demand: Demand, calibrations: Calibrated) -> Plan:
     PlanImpossible
         None fits; the message says what is needed, the remedy names plans that would fit.
     """
+    try:
+        return _plan(profile, demand, calibrations)
+    except PlanImpossible:
+        for rank in sorted(demand.smaller_ranks, reverse=True):
+            smaller = msgspec.structs.replace(demand, rank=rank, smaller_ranks=())
+            with contextlib.suppress(PlanImpossible):
+                return _plan(profile, smaller, calibrations)
+        raise
+
+
+def _plan(profile: Profile, demand: Demand, calibrations: Calibrated) -> Plan:
+    """Give the best plan of the demand's own rank."""
     candidates = list(_candidates(profile, demand, calibrations))
     limit = _MARGIN * profile.memory_mb
     fitting = [found for found in candidates if found.memory_mb <= limit]
@@ -212,6 +259,8 @@ def predict(
     work = demand.work(batch, length, checkpointing=checkpointing)
     accumulation = -(-demand.batch_size // batch)
     seconds = accumulation * calibration.seconds(operations(demand.shape, work))
+    caches = demand.frozen_layers > 0 and demand.engine == "torch" and not demand.masked
+    kept = demand.work(batch, length, checkpointing=checkpointing, cached=caches)
     parameters = demand.adapter_parameters()
     watts = profile.load_watts
     return Plan(
@@ -222,12 +271,16 @@ def predict(
         accumulation=accumulation,
         max_length=length,
         checkpointing=checkpointing,
-        cached_layers=0,
+        products=calibrations.products,
+        cached_layers=demand.frozen_layers if caches else 0,
+        cache_mb=profile.disk_mb // _CACHE_SHARE if caches else 0,
         threads=profile.cpu_cores,
         update_bits=demand.update_bits,
+        down_bits=demand.down_bits,
         memory_mb=calibration.peak_mb(counted_mb(demand, work)),
         step_seconds=seconds,
-        bytes_per_version=round(2 * parameters * demand.update_bits / 8),
+        cached_step_seconds=accumulation * calibration.seconds(operations(demand.shape, kept)),
+        bytes_per_version=round(parameters * (demand.update_bits + demand.down_bits) / 8),
         joules_per_version=watts * seconds * demand.local_steps if watts else None,
         measured=calibration.measured,
     )

@@ -13,6 +13,12 @@ import msgspec
 SCORED_AT_ONCE = 64
 """How many positions of a language model have scores in memory together."""
 
+MASKED_SHARE = 0.15
+"""Of the tokens of a masked language model's example, those hidden (Devlin et al. 2019)."""
+
+PACKED_FROM = 500_000
+"""From so many trained parameters on, the optimizer's moments take 8 bits each, not 32."""
+
 _FLOAT = 4
 _MATRIX_NAMES = {
     "encoder": {"query": "hh", "key": "hh", "value": "hh", "dense": "hh+hi+ih"},
@@ -103,6 +109,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         Positions that get scores, and how many of them are in memory together.
     checkpointing
         Whether a layer's activations are computed again in the backward pass.
+    frozen_layers
+        Layers below the adapter's lowest: no backward pass gets there.
+    cached
+        Whether what those give is there already.
     """
 
     batch: int
@@ -112,9 +122,13 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     scored: int
     scored_at_once: int
     checkpointing: bool = False
+    frozen_layers: int = 0
+    cached: bool = False
 
 
-def lora_parameters(shape: ModelShape, targets: tuple[str, ...], rank: int) -> int:
+def lora_parameters(
+    shape: ModelShape, targets: tuple[str, ...], rank: int, frozen_layers: int = 0
+) -> int:
     """Count the parameters of LoRA factors of `rank` on the matrices named by `targets`."""
     kinds = "+".join(
         sizes for name, sizes in _MATRIX_NAMES[shape.family].items() if name in targets
@@ -124,7 +138,7 @@ def lora_parameters(shape: ModelShape, targets: tuple[str, ...], rank: int) -> i
     per_layer = rank * sum(sum(shape.matrix(sizes)) for sizes in kinds.split("+"))
     # An encoder's pooler is a "dense" layer, too.
     pooler = 2 * rank * shape.hidden if shape.family == "encoder" and "dense" in targets else 0
-    return shape.layers * per_layer + pooler
+    return (shape.layers - frozen_layers) * per_layer + pooler
 
 
 def activation_mb(shape: ModelShape, work: Work) -> float:
@@ -132,20 +146,23 @@ def activation_mb(shape: ModelShape, work: Work) -> float:
 
     Per token and layer: the inputs of every adapted matrix, of the norms and of the activation
     function. With checkpointing: one hidden state per layer, and one layer's whole set at a time.
+    Nothing in the layers below the adapter.
     """
     tokens = work.batch * work.length
+    layers = shape.layers - work.frozen_layers
     per_layer = tokens * _FLOAT * (10 * shape.hidden + 3 * shape.intermediate)
     if work.checkpointing:
-        kept = shape.layers * tokens * shape.hidden * _FLOAT + per_layer
+        kept = layers * tokens * shape.hidden * _FLOAT + per_layer
     else:
-        kept = shape.layers * per_layer
+        kept = layers * per_layer
     scores = 3 * work.scored_at_once * work.outputs * _FLOAT
     return (kept + scores) / 2**20
 
 
 def state_mb(shape: ModelShape, work: Work) -> float:
     """Count the adapter, its gradients and both moments, and the largest dequantized matrix, MB."""
-    copies = 8  # values here and in the engine, gradients and their sum, two moments, two scratch
+    # Values here and in the engine, gradients and their sum, two scratch; then two moments.
+    copies = 6 + (0.5 if work.adapter_parameters >= PACKED_FROM else 2)
     return (copies * work.adapter_parameters + 2 * shape.largest_matrix()) * _FLOAT / 2**20
 
 
@@ -153,15 +170,19 @@ def operations(shape: ModelShape, work: Work) -> float:
     """Count floating-point operations of forward and backward pass over a frozen base.
 
     4 per parameter and token (forward 2, gradient of activations 2), 6 with recomputation; the
-    adapter's own weights 6; attention scores and their use, twice as much backward.
+    adapter's own weights 6; attention scores and their use, twice as much backward. The layers
+    below the adapter run forward alone, or not at all where their outputs are kept.
     """
     tokens = work.batch * work.length
-    passes = 6 if work.checkpointing else 4
-    attention = 4 * work.batch * work.length**2 * shape.hidden * shape.layers
+    trained = shape.layers - work.frozen_layers
+    forward_only = 0 if work.cached else work.frozen_layers
+    linear = shape.linear_parameters() / shape.layers * tokens
+    attention = 4 * work.batch * work.length**2 * shape.hidden
     scores = 4 * shape.hidden * work.outputs * work.scored
+    again = 1 if work.checkpointing else 0
     return (
-        passes * shape.linear_parameters() * tokens
+        trained * ((4 + 2 * again) * linear + (3 + again) * attention)
+        + forward_only * (2 * linear + attention)
         + 6 * work.adapter_parameters * tokens
-        + (4 if work.checkpointing else 3) * attention
         + scores
     )

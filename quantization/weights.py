@@ -1,7 +1,9 @@
-"""Base weights in few bits: NF4 by bitsandbytes (QLoRA, Dettmers et al. 2023).
+"""Base weights in few bits, whatever the format; all of them are read through memory-mapped files.
 
-Blocks of 64 values share a scale, the scales are quantized again (double quantization). The
-products run in float32: that is correct and fastest on CPUs without native bf16.
+NF4 is bitsandbytes' (QLoRA, Dettmers et al. 2023): blocks of 64 values share a scale, and the
+scales are quantized again (double quantization). int8 and bf16 are in `quantization.weights_frozen`
+and keep the table of words in few bits too, which in a small model is half of all. The products of
+any format run in a dtype of their own: `use_products`.
 """
 
 from __future__ import annotations
@@ -35,3 +37,39 @@ def keep_training_layout(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def shrink(model: Any, weights: str, keep: list[str]) -> None:
+    """Put the matrices of a model into ``int8`` or ``bf16``, but for modules named in `keep`."""
+    from quantization import weights_frozen
+
+    weights_frozen.shrink(model, "int8" if weights == "int8" else "bf16", keep)
+
+
+def loading_options(weights: str) -> dict[str, Any]:
+    """Give what ``from_pretrained`` asks for with this format, and have it know the format."""
+    if weights in {"int8", "bf16"}:
+        from quantization import weights_frozen
+
+        weights_frozen.register()
+    return {"device_map": {"": "cpu"}} if weights == "nf4" else {}
+
+
+def leave_alone(config: dict[str, Any], module: str) -> None:
+    """Say in a quantized base's configuration that it holds no quantized module of this name."""
+    config["llm_int8_skip_modules" if "llm_int8_skip_modules" in config else "keep"].append(module)
+
+
+def use_products(model: Any, products: Any, keep: list[str]) -> None:
+    """Have products of frozen matrices run in the torch dtype `products`.
+
+    Matrices that are kept in float32 are rounded for each product, but for modules named in `keep`.
+    """
+    import bitsandbytes as bnb
+
+    from quantization.weights_frozen import set_products
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.compute_dtype = products
+    set_products(model, products, keep)

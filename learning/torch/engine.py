@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,12 @@ from ffm_common.files import make_folder
 from ffm_common.task import Adapter, Task
 from ffm_common.tensors import Array, Tensors, spec_digest
 from learning import base
-from learning.engine import IGNORED, Batch, Score, score_of
+from learning.engine import IGNORED, Batch, Border, Score, score_of
+from learning.products import fastest, torch_dtype
+from profiles.calibration import Products
+
+if TYPE_CHECKING:  # it imports torch
+    from learning.torch.cut import Cut
 
 _PROMPT = "prompt_encoder.default.embedding.weight"
 
@@ -30,17 +36,46 @@ class TorchEngine:
         Its kind, labels, adapter and seed matter here.
     checkpointing
         Keep one hidden state per layer and compute the rest again in the backward pass.
+    products
+        Dtype of the products with frozen matrices; ``auto`` times one and takes bfloat16 where it
+        is clearly faster. bfloat16 rounds each product to 8 bits, relative to its own size and
+        without bias: far less than NF4 has rounded the weights, and than one batch differs from the
+        next. Norms, the residual stream, the adapter, its gradients and its steps stay float32.
 
     Raises
     ------
     AdapterInvalid
         The base has no layer of a name that the adapter asks for.
+    ConfigInvalid
+        The task's texts are longer than the base can take.
+    ModelUnsupported
+        The base cannot do the task.
     """
 
-    def __init__(self, folder: Path, task: Task, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        *,
+        checkpointing: bool = False,
+        products: Literal["fp32", "bf16", "auto"] = "fp32",
+    ) -> None:
+        from learning.torch import lean
+        from quantization.weights import use_products
+
         self._folder = folder
         self._task = task
-        self.model = _attach(base.load_model(folder, task), task)
+        self.products: Products = fastest() if products == "auto" else products
+        self._dtype = torch_dtype(self.products)
+        model = base.load_model(folder, task)
+        self._cut = _cut(model, task.adapter.top_layers)
+        use_products(model, self._dtype, keep=[*base.UNQUANTIZED, base.MASKED_HEAD])
+        self.model = _attach(model, folder, task, self._cut)
+        lean.make_lean(self.model)
+        if task.kind == "classification":
+            lean.pool_early(model.base_model)
+        if self.products == "bf16":
+            lean.narrow_between(self.model, self._dtype)
         self.set_checkpointing(on=checkpointing)
         self._parameters: Mapping[str, Any] = {
             _state_name(name): parameter
@@ -53,11 +88,21 @@ class TorchEngine:
         """How many tokens the base knows."""
         return int(self.model.get_base_model().config.vocab_size)
 
+    @property
+    def border(self) -> Border | None:
+        """Where the adapter begins; None if it is on all layers."""
+        if self._cut is None:
+            return None
+        width = int(self.model.get_base_model().config.hidden_size)
+        return Border(base.describe(self._folder).digest, self._cut.layers, width)
+
     def set_checkpointing(self, *, on: bool) -> None:
         """Choose whether activations are computed again in the backward pass."""
         inner = self.model.get_base_model()
         if on:
             inner.gradient_checkpointing_enable({"use_reentrant": False})
+            if self._cut is not None:
+                self._cut.never_checkpoint_below()
         else:
             inner.gradient_checkpointing_disable()
 
@@ -83,38 +128,48 @@ class TorchEngine:
         import torch
 
         self.model.train()
-        self.model.zero_grad(set_to_none=True)
         targets = torch.from_numpy(batch.targets)
         loss: Any
         if self._task.kind == "classification":
-            loss = torch.nn.functional.cross_entropy(self._scores(batch.ids, batch.mask), targets)
+            loss = torch.nn.functional.cross_entropy(self._scores(batch), targets)
         else:
             loss = self._language_loss(batch)
         loss.backward()
-        return float(loss.item()), {
-            name: parameter.grad.numpy() for name, parameter in self._parameters.items()
-        }
+        found = {name: parameter.grad.numpy() for name, parameter in self._parameters.items()}
+        self.model.zero_grad(set_to_none=True)
+        return float(loss.item()), found
 
     def score(self, batch: Batch) -> Score:
         """Measure the adapter on a batch, in inference mode."""
         import torch
 
         if self._task.kind == "classification":
-            return score_of(self.logits(batch.ids, batch.mask), batch.targets)
+            return score_of(self._answers(batch), batch.targets)
         from learning.torch.loss import chunked_score
 
         self.model.eval()
         with torch.inference_mode():
-            return chunked_score(*self._scored(batch))
+            return chunked_score(*self._scored(batch), self._dtype)
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
         """Give a classifier's scores of each label, shape (batch, labels), in inference mode."""
+        return self._answers(Batch(ids, mask, np.zeros(len(ids), dtype=np.int64)))
+
+    def prefix(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
+        """Give the hidden states at the border, float32, shape (batch, length, hidden).
+
+        They do not depend on the adapter, and a `Batch` that brings them is computed from there.
+        """
         import torch
 
+        if self._cut is None:
+            raise ValueError("this adapter leaves no layer below it")
         self.model.eval()
         with torch.inference_mode():
-            scores: Array = self._scores(ids, mask).numpy()
-        return scores
+            hidden: Array = self._cut.hidden_below(
+                torch.from_numpy(ids), torch.from_numpy(mask)
+            ).numpy()
+        return hidden
 
     def save_config(self, folder: Path) -> None:
         """Write ``adapter_config.json`` as PEFT does."""
@@ -123,35 +178,59 @@ class TorchEngine:
         config.inference_mode = True
         config.save_pretrained(str(make_folder(folder)))
 
-    def _scores(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
+    def _answers(self, batch: Batch) -> Array:
         import torch
 
-        return self.model(
-            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
-        ).logits
+        self.model.eval()
+        with torch.inference_mode():
+            scores: Array = self._scores(batch).numpy()
+        return scores
+
+    def _scores(self, batch: Batch) -> Any:
+        with self._entering(batch) as inputs:
+            return self.model(**inputs).logits
+
+    @contextmanager
+    def _entering(self, batch: Batch) -> Iterator[dict[str, Any]]:
+        """Give what the network is to be called with: at its bottom, or at the border."""
+        import torch
+
+        mask = torch.from_numpy(batch.mask)
+        if batch.hidden is None:
+            yield {"input_ids": torch.from_numpy(batch.ids), "attention_mask": mask}
+        elif self._cut is None:
+            raise ValueError("this adapter leaves no layer below it")
+        else:
+            with self._cut.above():
+                yield {"inputs_embeds": torch.from_numpy(batch.hidden), "attention_mask": mask}
 
     def _language_loss(self, batch: Batch) -> Any:
         from learning.torch.loss import chunked_cross_entropy
 
-        return chunked_cross_entropy(*self._scored(batch))
+        return chunked_cross_entropy(*self._scored(batch), self._dtype)
 
     def _scored(self, batch: Batch) -> tuple[Any, Any, Any]:
-        """Give hidden states (targets, hidden) of scored positions, the output matrix, targets."""
+        """Give hidden states (targets, hidden) of scored positions, the output layer, targets."""
         import torch
 
-        hidden = self._hidden(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
+        hidden = self._hidden(batch)
         targets = torch.from_numpy(batch.targets)
         wanted = targets != IGNORED
-        head = self.model.get_base_model().get_output_embeddings()
-        return hidden[wanted], head.weight, targets[wanted]
+        inner = self.model.get_base_model()
+        hidden = hidden[wanted]
+        if self._task.kind == "masked-lm":
+            hidden = inner.cls.predictions.transform(hidden)
+        return hidden, inner.get_output_embeddings(), targets[wanted]
 
-    def _hidden(self, ids: Any, mask: Any) -> Any:
+    def _hidden(self, batch: Batch) -> Any:
         """Run the transformer without its head; a soft prompt goes before the embedded tokens."""
         import torch
 
         inner = self.model.get_base_model()
         if self._task.adapter.kind == "lora":
-            return inner.model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+            with self._entering(batch) as inputs:
+                return inner.base_model(**inputs, use_cache=False)[0]
+        ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
         prompt = self.model.get_prompt(batch_size=len(ids))
         embedded = torch.cat([prompt, inner.get_input_embeddings()(ids)], dim=1)
         ones = torch.ones(len(ids), prompt.shape[1], dtype=mask.dtype)
@@ -168,27 +247,48 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _attach(model: Any, task: Task) -> Any:
+def _cut(model: Any, top_layers: int) -> Cut | None:
+    """Cut the base below the adapter, if that leaves anything there."""
+    from learning.torch.cut import Cut
+
+    below = int(model.config.num_hidden_layers) - top_layers
+    return Cut(model.base_model, below) if top_layers and below > 0 else None
+
+
+def _attach(model: Any, folder: Path, task: Task, cut: Cut | None) -> Any:
     import peft
     import torch
+
+    from learning.torch import prompt
 
     torch.manual_seed(task.seed)
     if task.kind == "classification":
         # The head too starts from the seed, not from whatever was drawn while loading.
         model.classifier.reset_parameters()
+    elif task.kind == "masked-lm":
+        # As it is: a random matrix would first have to find the way back to the words' vectors.
+        torch.nn.init.eye_(model.cls.predictions.transform.dense.weight)
+        torch.nn.init.zeros_(model.cls.predictions.transform.dense.bias)
     try:
-        return peft.get_peft_model(model, _peft_config(task.kind, task.adapter))
+        found = peft.get_peft_model(model, _peft_config(task.kind, task.adapter, cut))
     except ValueError as error:
         raise AdapterInvalid(
             f"no {task.adapter.kind} on {', '.join(task.adapter.targets)} of this base: {error}",
             remedy="name linear layers of this base in `targets` of [adapter]",
         ) from error
+    if task.adapter.kind == "prompt":
+        weight = found.prompt_encoder["default"].embedding.weight
+        words = model.get_input_embeddings()
+        weight.data.copy_(prompt.start(folder, words, len(weight), task.seed))
+    return found
 
 
-def _peft_config(kind: str, adapter: Adapter) -> Any:
+def _peft_config(kind: str, adapter: Adapter, cut: Cut | None) -> Any:
     import peft
 
-    type_ = peft.TaskType.SEQ_CLS if kind == "classification" else peft.TaskType.CAUSAL_LM
+    # PEFT has no name for masked language models, and needs none.
+    types = {"classification": peft.TaskType.SEQ_CLS, "causal-lm": peft.TaskType.CAUSAL_LM}
+    type_ = types.get(kind)
     if adapter.kind == "lora":
         return peft.LoraConfig(
             task_type=type_,
@@ -196,6 +296,8 @@ def _peft_config(kind: str, adapter: Adapter) -> Any:
             lora_alpha=adapter.alpha,
             lora_dropout=0.0,
             target_modules=list(adapter.targets),
+            exclude_modules=cut.below() if cut is not None else None,
+            modules_to_save=["transform"] if kind == "masked-lm" else None,
         )
     return peft.PromptTuningConfig(task_type=type_, num_virtual_tokens=adapter.prompt_tokens)
 

@@ -51,6 +51,17 @@ def test_a_base_is_four_bit_and_readable_by_everybody(minilm: Path) -> None:
     assert [path.name for path in minilm.parent.iterdir()] == [minilm.name]
 
 
+@pytest.mark.parametrize(("weights", "most"), [("int8", 0.3), ("bf16", 0.55)])
+def test_other_formats_are_small_and_fixed_to_the_last_bit_too(
+    tiny: Path, tmp_path: Path, weights: base.Weights, most: float
+) -> None:
+    first = base.prepare(tiny, tmp_path / "first", weights)
+    assert base.prepare(tiny, tmp_path / "again", weights) == first
+    assert base.verify(tmp_path / "first") == first
+    size = (tmp_path / "first" / "model.safetensors").stat().st_size
+    assert size < most * (tiny / "model.safetensors").stat().st_size
+
+
 def test_weights_may_stay_whole(tiny: Path, tmp_path: Path) -> None:
     whole = base.prepare(tiny, tmp_path / "whole", "fp32")
     assert whole.weights == "fp32"
@@ -58,7 +69,11 @@ def test_weights_may_stay_whole(tiny: Path, tmp_path: Path) -> None:
     assert whole.digest != base.prepare(tiny, tmp_path / "small").digest
 
 
-def test_one_flipped_bit_is_refused_with_the_files_name(prepared: Path) -> None:
+@pytest.mark.parametrize("weights", ["nf4", "int8", "bf16", "fp32"])
+def test_one_flipped_bit_is_refused_with_the_files_name(
+    tiny: Path, prepared: Path, weights: base.Weights
+) -> None:
+    base.prepare(tiny, prepared, weights)
     path = prepared / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

@@ -12,9 +12,10 @@ from ffm_common import tensors as shape
 from ffm_common.errors import AdapterInvalid, LossNotFinite
 from ffm_common.task import Adapter, Task
 from ffm_common.tensors import Array, Tensors
-from learning.batches import Shard
+from learning.adam import Adam
 from learning.engine import Batch, Engine, Score
 from learning.model import Learner
+from learning.texts.batches import Shard
 from learning.trainer import Trainer, evaluate
 
 
@@ -83,9 +84,17 @@ def test_micro_batches_add_up_to_the_whole_batch(
         np.testing.assert_allclose(found[name], gradient, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed_from", [0, 10**9])
 def test_a_resumed_run_is_the_same_run(
-    learner: Learner, shard: Shard, task: Task, start: dict[str, Array], tmp_path: Path
+    learner: Learner,
+    shard: Shard,
+    task: Task,
+    start: dict[str, Array],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packed_from: int,
 ) -> None:
+    monkeypatch.setattr("learning.adam.PACKED_FROM", packed_from)
     wanted = list(trainer(learner.engine, shard, task, micro_batch=3).run(5))
     held = shape.content_digest(learner.engine.read())
     path = tmp_path / "checkpoint.safetensors"
@@ -97,6 +106,53 @@ def test_a_resumed_run_is_the_same_run(
     assert resumed.step == 2
     assert resumed.losses == wanted[:2]
     assert resumed.run(5) == wanted
+    assert shape.content_digest(learner.engine.read()) == held
+
+
+def test_a_proximal_run_is_drawn_back_to_where_it_started(
+    learner: Learner, shard: Shard, task: Task, start: dict[str, Array]
+) -> None:
+    strength = 30.0
+    near = msgspec.structs.replace(
+        task, training=msgspec.structs.replace(task.training, proximal=strength)
+    )
+    trainer(learner.engine, shard, task).run(1)
+    first = learner.engine.read()
+    batch = next(iter(shard.micro_batches(shard.draw(4, 5, 1), 4)))
+    _, plain = learner.engine.gradients(batch)
+    learner.engine.write(start)
+    found = trainer(learner.engine, shard, near)
+    found.run(1)
+    # Nothing draws at the very start, so the first step is the same.
+    assert shape.content_digest(learner.engine.read()) == shape.content_digest(first)
+    adam = Adam(start, dict.fromkeys(start, task.training.learning_rate))
+    learner.engine.write(start)
+    _, earlier = learner.engine.gradients(next(iter(shard.micro_batches(shard.draw(4, 5, 0), 4))))
+    wanted = {name: array.copy() for name, array in start.items()}
+    adam.step(wanted, earlier)
+    pull = {
+        name: plain[name] + np.float32(strength) * (first[name] - start[name]) for name in plain
+    }
+    adam.step(wanted, pull)
+    learner.engine.write(first)
+    found.run(2)
+    for name, array in learner.engine.read().items():
+        np.testing.assert_allclose(array, wanted[name], atol=1e-5)
+
+
+def test_a_proximal_run_resumes_as_the_same_run(
+    learner: Learner, shard: Shard, task: Task, start: dict[str, Array], tmp_path: Path
+) -> None:
+    near = msgspec.structs.replace(
+        task, training=msgspec.structs.replace(task.training, proximal=0.5)
+    )
+    wanted = list(trainer(learner.engine, shard, near).run(5))
+    held = shape.content_digest(learner.engine.read())
+    path = tmp_path / "checkpoint.safetensors"
+    learner.engine.write(start)
+    trainer(learner.engine, shard, near, checkpoint=path).run(3)
+    learner.engine.write(start)
+    assert trainer(learner.engine, shard, near, checkpoint=path).run(5) == wanted
     assert shape.content_digest(learner.engine.read()) == held
 
 
@@ -146,6 +202,13 @@ class Spoiled:
         self._engine, self._at, self._value, self._loss = engine, at, value, loss
         self._calls = 0
 
+    @property
+    def vocabulary(self) -> int:
+        return self._engine.vocabulary
+
+    def set_checkpointing(self, *, on: bool) -> None:
+        self._engine.set_checkpointing(on=on)
+
     def read(self) -> dict[str, Array]:
         return self._engine.read()
 
@@ -161,6 +224,9 @@ class Spoiled:
             last = list(found)[-1]
             found[last] = np.full_like(found[last], self._value)
         return loss, found
+
+    def save_config(self, folder: Path) -> None:
+        self._engine.save_config(folder)
 
     def score(self, batch: Batch) -> Score:
         return self._engine.score(batch)

@@ -50,6 +50,7 @@ DEMAND = Demand(
     max_length=64,
     local_steps=16,
     update_bits=8.125,
+    down_bits=2.6,
 )
 CALIBRATION = Calibration(floor_mb=500, scale=1.1, overhead_s=0.05, rate=4e10)
 
@@ -160,6 +161,27 @@ def test_a_smaller_rank_is_offered_where_it_is_enough() -> None:
     assert "rank 128: micro-batch" in refused.value.how_to_resolve
 
 
+def test_a_board_too_small_for_the_rank_takes_the_largest_smaller_one_that_fits() -> None:
+    demand = msgspec.structs.replace(DEMAND, rank=256, smaller_ranks=(64, 128, 192))
+
+    def least(rank: int) -> int:
+        asked = msgspec.structs.replace(demand, rank=rank)
+        found = planner.predict(board(1), asked, BOTH, batch=1, length=20, checkpointing=True)
+        return int(found.memory_mb / 0.9)
+
+    assert planner.plan(board(least(256) + 40), demand, BOTH).rank == 256
+    assert planner.plan(board(least(192) + 2), demand, BOTH).rank == 192
+    assert planner.plan(board(least(128) + 2), demand, BOTH).rank == 128
+    with pytest.raises(PlanImpossible, match="needs"):
+        planner.plan(board(least(64) - 40), demand, BOTH)
+
+
+def test_bytes_of_a_version_are_those_of_an_update_up_and_of_a_version_down() -> None:
+    demand = msgspec.structs.replace(DEMAND, update_bits=1.0, down_bits=2.6)
+    found = planner.plan(board(4000), demand, BOTH)
+    assert found.bytes_per_version == round(3.6 * demand.adapter_parameters() / 8)
+
+
 def test_a_day_too_short_for_one_version_is_refused() -> None:
     with pytest.raises(PlanImpossible, match="a day"):
         planner.plan(board(4000, bytes_per_day=10_000), DEMAND, BOTH)
@@ -170,6 +192,29 @@ def test_lora_parameters_of_minilm_are_those_that_peft_makes() -> None:
     # "dense" is the attention's output, the intermediate and the output layer.
     assert lora_parameters(MINILM, DEMAND.targets, 8) == 337_920
     assert DEMAND.adapter_parameters() == 341_770
+
+
+def test_an_adapter_on_the_top_layers_costs_what_those_layers_cost() -> None:
+    top = msgspec.structs.replace(DEMAND, top_layers=2)
+    # As peft makes it: two layers, the pooler (8 x 384 twice) and the head of ten labels.
+    per_layer = (337_920 - 2 * 8 * 384) // 6
+    assert top.adapter_parameters() == 2 * per_layer + 2 * 8 * 384 + 384 * 10 + 10
+    assert msgspec.structs.replace(DEMAND, top_layers=6).frozen_layers == 0
+    assert msgspec.structs.replace(DEMAND, top_layers=60).frozen_layers == 0
+    whole, part = planner.plan(board(4000), DEMAND, BOTH), planner.plan(board(4000), top, BOTH)
+    assert part.memory_mb < whole.memory_mb
+    assert part.cached_step_seconds < part.step_seconds < whole.step_seconds
+    assert (whole.cached_layers, whole.cache_mb) == (0, 0)
+    assert whole.cached_step_seconds == whole.step_seconds
+
+
+def test_frozen_layers_are_kept_in_half_the_disk_where_they_can_be_used_again() -> None:
+    top = msgspec.structs.replace(DEMAND, top_layers=2)
+    found = planner.plan(board(4000, disk_mb=3001), top, BOTH)
+    assert (found.cached_layers, found.cache_mb) == (4, 1500)
+    for change in ({"engine": "onnx"}, {"masked": True}):
+        other = planner.plan(board(4000), msgspec.structs.replace(top, **change), BOTH)
+        assert (other.cached_layers, other.cache_mb) == (0, 0)
 
 
 def test_a_shape_is_read_from_a_configuration() -> None:

@@ -207,6 +207,7 @@ def test_without_the_cure_bitsandbytes_would_ruin_them(learner: Learner, batch: 
 
     if not has_avx512bf16():
         pytest.skip("NO CONTROL: this CPU lacks AVX512_BF16, where bitsandbytes has its defect")
+    assert isinstance(learner.engine, TorchEngine)
     _, before = learner.engine.gradients(batch)
     before = {name: array.copy() for name, array in before.items()}
     for module in learner.engine.model.modules():
