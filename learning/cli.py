@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ffm_common.commands import group
+from learning.bench import command as bench
 
 if TYPE_CHECKING:
+    from learning.model import Learner
+    from learning.onnx.merged import MergedModel
     from profiles.planner import Plan
 
 
@@ -22,8 +25,15 @@ def add_commands(commands: Any) -> None:
     prepare = actions.add_parser("prepare", help="quantize a model into a base folder, once")
     prepare.add_argument("source", help="model folder in Hugging Face format, or `minilm`")
     prepare.add_argument("out", type=Path, help="the base folder to write")
-    prepare.add_argument("--weights", choices=("nf4", "fp32"), default="nf4")
+    prepare.add_argument("--weights", choices=("nf4", "int8", "bf16", "fp32"), default="nf4")
     prepare.set_defaults(run=_prepare)
+
+    merge = actions.add_parser("merge", help="a trained adapter and its base, for boards to answer")
+    merge.add_argument("adapter", type=Path, help="a trained adapter (LoRA)")
+    merge.add_argument("out", type=Path, help="the folder to write")
+    merge.add_argument("--base", type=Path, help="base folder, if it has moved")
+    merge.add_argument("--weights", choices=("int8", "fp32"), default="int8")
+    merge.set_defaults(run=_merge)
 
     infer = commands.add_parser("infer", help="answer with a trained adapter, on this machine")
     infer.add_argument("text", nargs="+", help="one or more texts")
@@ -44,6 +54,7 @@ def add_commands(commands: Any) -> None:
     plan.add_argument("--profile", default="laptop-cpu", help="a shipped name or a TOML file")
     plan.add_argument("--adapter", choices=("lora", "prompt"), default="lora")
     plan.add_argument("--rank", type=int, default=8)
+    plan.add_argument("--top-layers", type=int, default=0, help="0: all layers get the adapter")
     plan.add_argument("--length", type=int, default=64, help="tokens per example")
     plan.add_argument("--batch", type=int, default=16, help="examples per step")
     plan.add_argument("--steps", type=int, default=16, help="steps per version")
@@ -57,10 +68,13 @@ def add_commands(commands: Any) -> None:
     )
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(run=_plan)
+    bench.add_commands(commands)
 
 
 def _adapter_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--adapter", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--adapter", type=Path, required=True, metavar="DIR", help="an adapter, or a merged model"
+    )
     command.add_argument("--base", type=Path, help="base folder, if it has moved")
     command.add_argument("--json", action="store_true")
 
@@ -74,10 +88,18 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _infer(arguments: argparse.Namespace) -> int:
-    from learning.model import Learner
+def _merge(arguments: argparse.Namespace) -> int:
+    from learning.onnx.merge import merge
 
-    answers = Learner.load(arguments.adapter, arguments.base).answer(arguments.text)
+    found = merge(
+        arguments.adapter, arguments.out, base_folder=arguments.base, weights=arguments.weights
+    )
+    sys.stdout.write(f"{arguments.out}: {found.weights}, digest {found.digest}\n")
+    return 0
+
+
+def _infer(arguments: argparse.Namespace) -> int:
+    answers = _open(arguments).answer(arguments.text)
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(answers).decode() + "\n")
     else:
@@ -87,12 +109,11 @@ def _infer(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from learning.model import Learner
     from learning.trainer import evaluate
 
-    learner = Learner.load(arguments.adapter, arguments.base)
-    shard = learner.shard(arguments.data, text=arguments.text, label=arguments.label)
-    measure = evaluate(learner.engine, shard)
+    model = _open(arguments)
+    shard = model.shard(arguments.data, text=arguments.text, label=arguments.label)
+    measure = evaluate(model.engine, shard)
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(measure).decode() + "\n")
     else:
@@ -103,6 +124,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _open(arguments: argparse.Namespace) -> Learner | MergedModel:
+    """Open what answers: an adapter on its base, or a merged model, which needs no torch."""
+    from learning.onnx import merged
+
+    if merged.is_merged(arguments.adapter):
+        return merged.MergedModel(arguments.adapter)
+    from learning.model import Learner
+
+    return Learner.load(arguments.adapter, arguments.base)
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     from ffm_common.config import convert
     from ffm_common.task import Task
@@ -111,7 +143,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from profiles import profile as profiles
     from profiles.calibration import Calibrations
     from profiles.limits import Limits
-    from quantization.updates.rates import bits_of
+    from quantization.updates.rates import bits_of, down_bits
 
     decoder = arguments.labels == 0
     task = convert(
@@ -121,6 +153,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             "adapter": {
                 "kind": arguments.adapter,
                 "rank": arguments.rank,
+                "top_layers": arguments.top_layers,
                 **({"targets": ["q_proj", "k_proj", "v_proj", "o_proj"]} if decoder else {}),
             },
             "training": {
@@ -134,7 +167,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     )
     profile = profiles.load(arguments.profile)
     limits = Limits.of(profile)
-    asked = planning.demand(arguments.base, task, bits_of(arguments.codec))
+    asked = planning.demand(
+        arguments.base,
+        task,
+        update_bits=bits_of(arguments.codec),
+        down_bits=down_bits(),
+    )
     key = planning.calibration_key(arguments.base, task, limits)
     calibrations = Calibrations(arguments.calibration)
     if arguments.measure:
@@ -151,15 +189,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _plan_lines(plan: Plan) -> str:
     basis = "measured on this machine" if plan.measured else "guessed from published figures"
     energy = "" if plan.joules_per_version is None else f"{plan.joules_per_version:.0f} J"
+    once_kept = f", {plan.cached_step_seconds:.2f} s once cached" if plan.cached_layers else ""
     rows = {
         "engine, weights": f"{plan.engine}, {plan.weights}",
         "rank": str(plan.rank),
         "micro-batch": f"{plan.micro_batch} x {plan.accumulation}",
         "tokens": str(plan.max_length),
         "checkpointing": "yes" if plan.checkpointing else "no",
+        "matrix products": plan.products,
         "threads": str(plan.threads),
         "peak memory": f"{plan.memory_mb:.0f} MB",
-        "step": f"{plan.step_seconds:.2f} s",
+        "step": f"{plan.step_seconds:.2f} s{once_kept}",
         "per version": f"{plan.bytes_per_version / 1e3:.0f} kB both ways {energy}".rstrip(),
         "basis": basis,
     }

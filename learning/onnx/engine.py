@@ -79,10 +79,8 @@ class OnnxEngine:
         gradients = {name: np.empty_like(array) for name, array in self._tensors.items()}
         loss = np.empty((), dtype=np.float32)
         outputs = {gradient_of(name): array for name, array in gradients.items()}
-        if self.task.kind == "classification":
-            given = self._words(batch.ids, batch.mask) | {"targets": batch.targets}
-        else:
-            given = self._scored(batch)
+        given = self._given(batch)
+        if self.task.kind == "causal-lm":
             del given["targets"]
         self._run(self._step, given, outputs | {"loss": loss})
         return float(loss), gradients
@@ -92,7 +90,7 @@ class OnnxEngine:
         if self.task.kind == "classification":
             return score_of(self.logits(batch.ids, batch.mask), batch.targets)
         loss, right = np.empty((), dtype=np.float32), np.empty((), dtype=np.float32)
-        self._run(ANSWER, self._scored(batch), {"loss": loss, "right": right})
+        self._run(ANSWER, self._given(batch), {"loss": loss, "right": right})
         return Score(float(loss), int(right), batch.scored)
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
@@ -107,15 +105,17 @@ class OnnxEngine:
 
     def _words(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Give what a classifier's graphs want to know of the texts."""
-        rows, numbers = self._embedding.rows(ids)
+        rows, numbers = self._vectors(ids, ids)
         return {"rows": rows, "ids": numbers, "mask": mask}
 
-    def _scored(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """Give what a language model's graphs want: only scored places meet the vocabulary."""
+    def _given(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Give what the graphs want; a language model's scored places alone meet the vocabulary."""
+        if self.task.kind == "classification":
+            return self._words(batch.ids, batch.mask) | {"targets": batch.targets}
         ids, adapter = batch.ids, self.task.adapter
         example, place = np.nonzero(batch.targets != IGNORED)
         targets = batch.targets[example, place]
-        rows, numbers = self._embedding.rows(np.concatenate([ids.ravel(), targets]))
+        rows, numbers = self._vectors(ids, np.concatenate([ids.ravel(), targets]))
         before = adapter.prompt_tokens if adapter.kind == "prompt" else 0
         return {
             "rows": rows,
@@ -126,12 +126,18 @@ class OnnxEngine:
             "targets": targets,
         }
 
-    def _run(self, graph: str, given: dict[str, NDArray[Any]], outputs: dict[str, Array]) -> None:
+    def _vectors(
+        self, ids: NDArray[np.int64], wanted: NDArray[np.int64]
+    ) -> tuple[Array, NDArray[np.int64]]:
+        """Give the vectors of `wanted` and their numbers; ConfigInvalid if `ids` are too long."""
         longest = self.task.training.max_length
-        if given["ids"].shape[1] > longest:
+        if ids.shape[1] > longest:
             raise ConfigInvalid(
-                f"an example of {given['ids'].shape[1]} tokens; the step was exported for {longest}"
+                f"an example of {ids.shape[1]} tokens; the step was exported for {longest}"
             )
+        return self._embedding.rows(wanted)
+
+    def _run(self, graph: str, given: dict[str, NDArray[Any]], outputs: dict[str, Array]) -> None:
         if self._open is None or self._open[0] != graph:
             # One at a time: each has its own view of the weights and its own arena.
             self._open = None

@@ -18,13 +18,14 @@ import onnx
 from onnx import TensorProto
 
 from ffm_common import tensors as shape
-from ffm_common.errors import ConfigInvalid, ModelUnsupported, PathUnwritable
+from ffm_common.errors import ModelUnsupported, PathUnwritable
 from ffm_common.files import make_folder, sha256_file, write_atomic
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
-from learning import base, tokens
+from learning import base
 from learning.onnx import loss as losses
 from learning.onnx import models, ops
+from learning.onnx.artifacts import write_artifacts
 from learning.onnx.engine import gradient_of
 from learning.onnx.folder import (
     ANSWER,
@@ -43,6 +44,7 @@ from learning.onnx.loss import Output
 from learning.onnx.models import PROMPT, Parts
 from learning.onnx.ops import Tape
 from learning.onnx.weights import BaseTensors, Weights
+from learning.texts import tokens
 from learning.torch.engine import TorchEngine
 
 _EMBEDDING = {
@@ -53,7 +55,14 @@ _NETWORKS = {"classification": ("bert",), "causal-lm": ("llama", "qwen2")}
 _PREFIX = {"classification": "base_model.model.bert.", "causal-lm": "base_model.model.model."}
 
 
-def export(folder: Path, task: Task, out: Path, *, weights: Format | None = None) -> Exported:
+def export(
+    folder: Path,
+    task: Task,
+    out: Path,
+    *,
+    weights: Format | None = None,
+    artifacts: bool = False,
+) -> Exported:
     """Export the training step of `task` on the base in `folder` into the new folder `out`.
 
     Parameters
@@ -65,9 +74,12 @@ def export(folder: Path, task: Task, out: Path, *, weights: Format | None = None
     out
         Replaced if it is an exported folder already.
     weights
-        How the board keeps matrices; None: as the base does. ``nf4`` takes the bits of an NF4 base
-        as they are, ``fp32`` is as exact but larger; ``int8`` quantizes a base that is kept in
-        fp32.
+        How the board keeps matrices; None: as the base does. ``nf4`` and ``int8`` take the bits of
+        such a base as they are, ``fp32`` is as exact but larger; ``int8`` also quantizes a base
+        that is kept in fp32.
+    artifacts
+        Write the step a second time, for the executor of onnxruntime-training
+        (`learning.onnx.artifact_engine`).
 
     Raises
     ------
@@ -79,6 +91,10 @@ def export(folder: Path, task: Task, out: Path, *, weights: Format | None = None
         `out` cannot be written, or holds something else.
     """
     found = base.describe(folder)
+    if found.weights == "bf16":
+        raise ModelUnsupported(
+            "a base kept in bf16 cannot be exported", remedy="prepare it in nf4, int8 or fp32"
+        )
     weights = weights or found.weights
     if weights not in {found.weights, "fp32"} and (found.weights, weights) != ("fp32", "int8"):
         raise ModelUnsupported(
@@ -104,6 +120,9 @@ def export(folder: Path, task: Task, out: Path, *, weights: Format | None = None
                 recompute = name == STEP
                 writer = _Writer(task, config, kept, start, rotation, recompute=recompute)
                 onnx.save(writer.model(training=name != ANSWER), part / name)
+            if artifacts:
+                writer = _Writer(task, config, kept, start, rotation, recompute=False)
+                write_artifacts(writer.scores(), start, part)
             embedding = kept.lookup(_EMBEDDING[task.kind])
         shape.save(part / START, start)
         engine.save_config(part)
@@ -176,24 +195,42 @@ class _Writer:
             self._language(words, training=training)
         return self._graph.model("ffm")
 
+    def scores(self) -> onnx.ModelProto:
+        """Give the forward pass alone: scores of labels, or of all tokens at each scored place."""
+        graph, words = self._graph, self._look_up(self._ids)
+        if self._task.kind == "classification":
+            logits = models.bert(self._parts, words, self._mask)
+        else:
+            hidden, output = self._hidden(words)
+            shape = (hidden.shape[0], output.rows)
+            matrix = output.slab(range(output.rows))
+            logits = graph.op("Gemm", hidden, matrix, shape=shape, transB=1)
+        graph.output("logits", logits)
+        return graph.model("ffm")
+
     def _look_up(self, numbers: Value) -> Value:
         shape = (*numbers.shape, self._rows.shape[1])
         return self._graph.op("Gather", self._rows, numbers, shape=shape)
 
-    def _language(self, words: Value, *, training: bool) -> None:
+    def _hidden(self, words: Value) -> tuple[Value, Output]:
+        """Give a language model's hidden states at the scored places, and its output matrix."""
         if self._rotation is None:
             raise ValueError("a language model needs its rotation")
         graph, parts = self._graph, self._parts
         stream = models.llama(parts, words, self._mask, self._rotation)
         places = graph.input("places", ("scored",), TensorProto.INT64)
-        right = self._look_up(graph.input("wanted", ("scored",), TensorProto.INT64))
         with graph.keeping():
             hidden = models.final_norm(parts, ops.pick(self._tape, stream, places))
 
         def slab(rows: range) -> Value:
             return parts.weights.slab(graph, _EMBEDDING["causal-lm"], rows)
 
-        output = Output(int(parts.config["vocab_size"]), slab)
+        return hidden, Output(int(parts.config["vocab_size"]), slab)
+
+    def _language(self, words: Value, *, training: bool) -> None:
+        graph = self._graph
+        hidden, output = self._hidden(words)
+        right = self._look_up(graph.input("wanted", ("scored",), TensorProto.INT64))
         if training:
             self._finish(losses.language_loss(self._tape, hidden, right, output))
         else:
@@ -213,7 +250,9 @@ class _Writer:
 
 
 def _check(task: Task, config: dict[str, Any]) -> None:
-    kinds = _NETWORKS[task.kind]
+    kinds = _NETWORKS.get(task.kind)
+    if kinds is None:
+        raise ModelUnsupported(f"a {task.kind} cannot be exported, only {' or '.join(_NETWORKS)}")
     if config.get("model_type") not in kinds:
         raise ModelUnsupported(
             f"a {task.kind} on {config.get('model_type')} cannot be exported, only on"
@@ -221,12 +260,7 @@ def _check(task: Task, config: dict[str, Any]) -> None:
         )
     if task.kind == "causal-lm" and not config.get("tie_word_embeddings"):
         raise ModelUnsupported("the base has an output matrix of its own, which is not exported")
-    prompt = task.adapter.prompt_tokens if task.adapter.kind == "prompt" else 0
-    if task.training.max_length + prompt > config["max_position_embeddings"]:
-        raise ConfigInvalid(
-            f"task.training.max_length: {task.training.max_length} tokens and a prompt of {prompt}"
-            f" are more than the base's {config['max_position_embeddings']}"
-        )
+    base.require_room(task, config["max_position_embeddings"])
 
 
 def _rotation(engine: TorchEngine, task: Task) -> tuple[Array, Array]:

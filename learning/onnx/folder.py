@@ -4,6 +4,7 @@
 ``step-fast.onnx`` gives the same and keeps the products of frozen matrices; ``answer.onnx`` gives
 scores. All take their frozen weights from ``weights.bin``. ``start.safetensors`` is the adapter to
 start from; the tokenizer is the base's. ``onnx.json`` names all of them by their digests.
+``training_model.onnx`` and ``checkpoint``, where wanted, are the step for onnxruntime-training.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from learning.base import check_files
 MANIFEST, ANSWER = "onnx.json", "answer.onnx"
 STEP, FAST_STEP = "step.onnx", "step-fast.onnx"
 WEIGHTS, START = "weights.bin", "start.safetensors"
+TRAINING, CHECKPOINT = "training_model.onnx", "checkpoint"
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 
 Format: TypeAlias = Literal["fp32", "int8", "nf4"]
@@ -83,7 +85,7 @@ def describe(folder: Path) -> Exported:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Exported)
     except OSError as error:
         raise ModelMissing(f"{folder} is no exported training step") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelMissing(f"{folder / MANIFEST}: {error}") from error
 
 

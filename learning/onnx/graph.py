@@ -200,7 +200,7 @@ class Graph:
                 needed.update(part.name for part in node.inputs if part is not None)
         renamed = {value.name: output for output, value in self._outputs}
         graph = helper.make_graph(
-            [_proto(node, needed, renamed) for node in reversed(chosen)],
+            [_proto(node, renamed) for node in reversed(chosen)],
             name,
             [_info(value, value.name) for value in self._inputs],
             [_info(value, output) for output, value in self._outputs],
@@ -218,13 +218,13 @@ def _info(value: Value, name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, value.type, list(value.shape))
 
 
-def _proto(node: _Node, needed: set[str], renamed: dict[str, str]) -> onnx.NodeProto:
+def _proto(node: _Node, renamed: dict[str, str]) -> onnx.NodeProto:
     def called(value: Value | None) -> str:
         return "" if value is None else renamed.get(value.name, value.name)
 
-    # Only outputs at the end may be left out.
-    last = max(place for place, output in enumerate(node.outputs) if output.name in needed)
-    outputs = [called(output) for output in node.outputs[: last + 1]]
     return helper.make_node(
-        node.kind, [called(part) for part in node.inputs], outputs, **node.attributes
+        node.kind,
+        [called(part) for part in node.inputs],
+        [called(output) for output in node.outputs],
+        **node.attributes,
     )

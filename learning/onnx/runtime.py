@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ffm_common.errors import ModelMissing
+from ffm_common.errors import ExtraMissing, ModelMissing
 from ffm_common.tensors import Array
 
 
@@ -29,6 +30,8 @@ class Session:
         The graph; its weights lie beside it.
     threads
         Threads to compute with.
+    fuse
+        Let the runtime rewrite the graph and pack its weights: for one that it was not written for.
 
     Raises
     ------
@@ -36,25 +39,20 @@ class Session:
         The graph cannot be read or run.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, *, fuse: bool = False) -> None:
         runtime = import_runtime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # In the order of the file, which was chosen so that little lives at a time.
-        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
-        # Planned reuse holds a buffer until its last reader; the arena takes it back at once.
-        options.enable_mem_reuse = False
-        options.enable_mem_pattern = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        # An idle thread that spins takes the core from the owner's work.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(threads, fuse=fuse)
         try:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # what the runtime raises depends on its version
-            raise _known(error) or ModelMissing(f"{path} cannot be run: {error}") from error
+            raise out_of_memory(error) or ModelMissing(f"{path} cannot be run: {error}") from error
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the graph's inputs."""
+        return [each.name for each in self._session.get_inputs()]
 
     def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, Array]) -> None:
         """Run the graph on `inputs` and write into `outputs`, by name.
@@ -73,10 +71,29 @@ class Session:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            known = _known(error)
+            known = out_of_memory(error)
             if known is None:
                 raise
             raise known from error
+
+
+def session_options(threads: int, *, fuse: bool = False) -> Any:
+    """Give the options under which a graph runs as it was written, or as the runtime likes it."""
+    runtime = import_runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # An idle thread that spins takes the core from the owner's work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if fuse:
+        return options
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # In the order of the file, which was chosen so that little lives at a time.
+    options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+    # Planned reuse holds a buffer until its last reader; the arena takes it back at once.
+    options.enable_mem_reuse = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
 
 
 def import_runtime() -> Any:
@@ -98,13 +115,38 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
+def open_training_part() -> None:
+    """Make the submodules of ``onnxruntime.training`` importable without torch.
+
+    Raises
+    ------
+    ExtraMissing
+        This runtime cannot train.
+    """
+    runtime = import_runtime()
+    from onnxruntime.capi import _pybind_state
+
+    part = "onnxruntime.training"
+    if not hasattr(_pybind_state, "CheckpointState"):
+        raise ExtraMissing(
+            "this onnxruntime has no training part",
+            remedy="train with `step.onnx`, or install onnxruntime-training (x86_64 Linux, Python"
+            " 3.11 or older) in place of onnxruntime",
+        )
+    if part not in sys.modules:
+        # Its own __init__ wants torch, for parts that are not used here.
+        package = ModuleType(part)
+        package.__path__ = [str(Path(runtime.__file__).parent / "training")]
+        sys.modules[part] = package
+
+
 def threads_here() -> int:
     """Give the number of threads that the environment allows, or of cores."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
 
 
-def _known(error: Exception) -> MemoryError | None:
+def out_of_memory(error: Exception) -> MemoryError | None:
     """Give the runtime's complaint about memory as Python's own."""
     said = str(error).lower()
     return MemoryError(str(error)) if "alloc" in said or "memory" in said else None

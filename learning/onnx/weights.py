@@ -20,11 +20,11 @@ from ffm_common.errors import ModelUnsupported
 from ffm_common.tensors import Array
 from learning.onnx.folder import Format, Lookup
 from learning.onnx.graph import Graph, Stored, Value
+from quantization.weights_int8 import Int8Rows, int8_rows
 
 _BLOCK = 64
 _ALIGNMENT = 64
 _INLINE_BYTES = 4096
-_INT8_MAX = 127
 _QUANT_STATE = ".quant_state.bitsandbytes__nf4"
 
 
@@ -59,13 +59,14 @@ class BaseTensors:
         opener: Any = safe_open
         self._file = opener(path, framework="numpy")
         self._names = set(self._file.keys())
+        self.quantized = any(name.endswith(".scales") for name in self._names)
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
     def array(self, name: str) -> Array:
         """Give a tensor as float32, dequantized if need be."""
-        packed = self.packed(name)
+        packed = self.packed(name) or self.int8(name)
         if packed is not None:
             return packed.dequantize()
         found = self._raw(name)
@@ -102,6 +103,13 @@ class BaseTensors:
             shape=(rows, columns),
         )
 
+    def int8(self, name: str) -> Int8Rows | None:
+        """Give a matrix of an int8 base as it is, or None if it is not quantized."""
+        scales = name.removesuffix("weight") + "scales"
+        if scales not in self._names:
+            return None
+        return Int8Rows(self._raw(name), self._raw(scales))
+
     def _state(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.json.decode(self._raw(name + _QUANT_STATE).tobytes())
         return found
@@ -109,7 +117,10 @@ class BaseTensors:
     def _raw(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise ModelUnsupported(f"the base holds no {name}")
-        found: NDArray[Any] = self._file.get_tensor(name)
+        try:
+            found: NDArray[Any] = self._file.get_tensor(name)
+        except (AttributeError, TypeError) as error:  # numpy has no bfloat16
+            raise ModelUnsupported(f"{name} is kept in a way that needs torch: {error}") from error
         return found
 
 
@@ -123,7 +134,7 @@ class Weights:
     path
         The file to write; graphs name it by its last part.
     form
-        How matrices are kept. ``int8``: symmetric, one scale for each row.
+        How matrices are kept. ``int8``: those of an int8 base as they are, or all of an fp32 base.
     """
 
     def __init__(self, tensors: BaseTensors, path: Path, form: Format) -> None:
@@ -210,8 +221,10 @@ class Weights:
             if not np.array_equal(self._levels, packed.levels):
                 raise ModelUnsupported(f"{name} has other levels than the rest")
             return {"codes": packed.codes, "scales": packed.scales[:, :, None]}
-        array = self._tensors.array(name)
-        return _int8(array) if self._form == "int8" else {"": array}
+        if self._form == "int8" and not self._tensors.quantized:
+            return int8_rows(self._tensors.array(name))._asdict()
+        found = self._tensors.int8(name) if self._form == "int8" else None
+        return {"": self._tensors.array(name)} if found is None else found._asdict()
 
     def _write(self, array: NDArray[Any]) -> Stored:
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
@@ -238,12 +251,6 @@ class Weights:
         found = graph.op("Gather", pairs, index, shape=shape3, fleeting=True)
         scaled = graph.op("Mul", found, scales, shape=shape3, fleeting=True)
         return graph.op("Reshape", scaled, graph.constant(shape), shape=shape, fleeting=True)
-
-
-def _int8(array: Array) -> dict[str, NDArray[Any]]:
-    scales = np.abs(array).max(axis=1) / np.float32(_INT8_MAX)
-    scales[scales == 0] = 1
-    return {"codes": np.rint(array / scales[:, None]).astype(np.int8), "scales": scales}
 
 
 def _dequantized(graph: Graph, codes: Value, scales: Value) -> Value:

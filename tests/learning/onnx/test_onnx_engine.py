@@ -31,14 +31,14 @@ from ffm_common.errors import (
 from ffm_common.task import Adapter, Task, Training
 from ffm_common.tensors import Array
 from learning import base
-from learning.batches import labelled_shard, text_shard
-from learning.data import read_labelled, read_texts
 from learning.engine import IGNORED, Batch, Engine
 from learning.onnx.engine import OnnxEngine
 from learning.onnx.export import export
 from learning.onnx.folder import MANIFEST, describe, verify
 from learning.onnx.weights import BaseTensors
-from learning.tokens import Tokenizer
+from learning.texts.batches import labelled_shard, text_shard
+from learning.texts.data import read_labelled, read_texts
+from learning.texts.tokens import Tokenizer
 from learning.torch.engine import TorchEngine
 from learning.trainer import Trainer, evaluate
 
@@ -144,6 +144,7 @@ ADAPTERS = {
     "all linear layers": Adapter(),
     "two in each layer": Adapter(targets=("query", "value")),
     "one in each layer": Adapter(targets=("output.dense",)),
+    "the top two layers": Adapter(top_layers=2),
     "a soft prompt": Adapter(kind="prompt", prompt_tokens=5),
 }
 
@@ -159,7 +160,14 @@ def test_a_classifiers_gradients_are_those_of_torch(
     assert_same_gradients(theirs, ours, ragged(30000, 16, labels=2))
 
 
-@pytest.mark.parametrize("adapter", [LANGUAGE.adapter, Adapter(kind="prompt", prompt_tokens=3)])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LANGUAGE.adapter,
+        Adapter(rank=4, targets=LINEARS, top_layers=1),
+        Adapter(kind="prompt", prompt_tokens=3),
+    ],
+)
 def test_a_language_models_gradients_are_those_of_torch(
     llama: Path, tmp_path: Path, adapter: Adapter
 ) -> None:
@@ -310,11 +318,11 @@ for name in ("torch", "transformers", "peft", "bitsandbytes", "onnx"):
 from pathlib import Path
 import numpy as np
 from ffm_common.task import Training
-from learning.batches import labelled_shard
-from learning.data import read_labelled
+from learning.texts.batches import labelled_shard
+from learning.texts.data import read_labelled
 from learning.engine import Batch
 from learning.onnx.engine import OnnxEngine
-from learning.tokens import Tokenizer
+from learning.texts.tokens import Tokenizer
 from learning.trainer import Trainer, evaluate
 from profiles.resident import memory_of
 import json, os
