@@ -21,7 +21,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     boot
         Starts of this agent so far; tells an old last will from a new one.
     trained
-        The blob of the version whose update is already in the outbox or further; "" for none.
+        The version whose update is already in the outbox or further, by its last blob; "" for none.
     """
 
     boot: int = 0
@@ -37,7 +37,7 @@ class Journal:
             self.entry = msgspec.json.decode(path.read_bytes(), type=Entry)
         except FileNotFoundError:
             self.entry = Entry()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise LedgerBroken(f"{path}: {error}") from error
 
     def boot(self) -> int:
@@ -46,7 +46,7 @@ class Journal:
         return self.entry.boot
 
     def set_trained(self, blob: str) -> None:
-        """Note that the update made from the version in `blob` is safe in the outbox."""
+        """Note that the update made from the version that ends in `blob` is safe in the outbox."""
         self._write(msgspec.structs.replace(self.entry, trained=blob))
 
     def _write(self, entry: Entry) -> None:

@@ -16,6 +16,7 @@ import psutil
 from edge_agent.care import Care
 from edge_agent.config import Located
 from edge_agent.journal import Journal
+from edge_agent.residuals import Residuals
 from edge_agent.training import Trained, Training
 from federation import messages
 from federation.blobs import BlobStore
@@ -82,6 +83,7 @@ class Supervisor:
         self._boot = self._journal.boot()
         self._store = BlobStore(folder / "blobs")
         self._outbox = Outbox(folder / "outbox")
+        self._residuals = Residuals(folder / "residuals")
         self._training = Training(
             located,
             self._base.base_digest,
@@ -234,12 +236,13 @@ class Supervisor:
         if manifest.base != self._base.base_digest:
             self._give_up("the federation uses another base model [model-digest]")
             return
+        chain = {link.blob for link in manifest.chain}
         for digest in list(self._store.digests()):
-            if digest != manifest.blob:
+            if digest not in chain:
                 self._store.remove(digest)
         self._set("downloading", detail="")
         try:
-            self._downloader.want(manifest.blob, manifest.size)
+            self._downloader.want(manifest.chain)
         except BlobOversize as error:
             self._give_up(error.message)
 
@@ -249,7 +252,7 @@ class Supervisor:
             self._set("idle", version=self._manifest.version, detail="")
 
     def _on_gone(self, digest: str) -> None:
-        log.warning("the hub does not have version %s (any more)", digest[:12])
+        log.warning("the hub does not have blob %s (any more)", digest[:12])
         self._set("idle", detail="waiting for a version that the hub has")
 
     def _on_receipt(self, offer: Offer, receipt: Receipt) -> None:
@@ -293,7 +296,7 @@ class Supervisor:
             and manifest.base == self._base.base_digest
             and not self._training.running
             and not self._care.pauses
-            and self._store.has(manifest.blob)
+            and all(self._store.has(link.blob) for link in manifest.chain)
             and self._journal.entry.trained != manifest.blob
             and self._failures < _ATTEMPTS
             and now >= self._retry_at
@@ -313,7 +316,11 @@ class Supervisor:
             detail="",
         )
         try:
-            self._training.begin(manifest, self._store.path(manifest.blob))
+            self._training.begin(
+                manifest,
+                [self._store.path(link.blob) for link in manifest.chain],
+                self._residuals.of(self._journal.entry.trained),
+            )
         except FfmError as error:
             self._fail(manifest, error, now)
 
@@ -356,11 +363,14 @@ class Supervisor:
     def _keep(self, manifest: Manifest, trained: Trained, now: float) -> None:
         """Put a finished update into the outbox, then note that it is there."""
         try:
+            if trained.residual is not None:
+                self._residuals.put(manifest.blob, trained.residual)
             self._outbox.add(trained.offer, trained.blob)
             self._journal.set_trained(manifest.blob)
         except FfmError as error:
             self._fail(manifest, error, now)
             return
+        self._residuals.keep_only(manifest.blob)
         self._training.forget()
         self._set(
             "paused" if self._care.pauses else "uploading",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from edge_agent.config import Located
-from edge_agent.worker import UPDATE, TrainJob, TrainResult
+from edge_agent.worker import RESIDUAL, UPDATE, TrainJob, TrainResult
 from federation.messages import Manifest, Offer
 from ffm_common.errors import FfmError
 from ffm_common.files import make_folder, sha256_bytes, write_atomic
@@ -22,20 +23,33 @@ from profiles.calibration import Calibrations
 from profiles.limits import Limits
 from profiles.planner import Plan
 from profiles.profile import Profile
-from quantization.updates.rates import bits_of
+from quantization.updates.rates import bits_of, loses
 
 log = logging.getLogger("ffm.agent")
 
 _STARTED_FROM = "version"
 _PAUSE_S = 20.0
+# Of the disk space that the profile gives, the data may take this part, tokenized.
+_TOKENS_SHARE = 8
 
 
 class Trained(msgspec.Struct, frozen=True):
-    """A finished update: what to offer, its bytes, and how it was made."""
+    """A finished update.
+
+    Parameters
+    ----------
+    offer, blob
+        What to offer, and its bytes.
+    result
+        How it was made.
+    residual
+        File with what the codec left out of it, for the next; None for codecs that need none.
+    """
 
     offer: Offer
     blob: bytes
     result: TrainResult
+    residual: Path | None
 
 
 class Training:
@@ -64,7 +78,8 @@ class Training:
         self._work = work
         self._calibrations = Calibrations(calibration)
         self._manifest: Manifest | None = None
-        self._version_blob = Path()
+        self._chain: Sequence[Path] = ()
+        self._residual = Path()
         self._probe: planning.Probe | None = None
         self._worker: Worker[TrainResult] | None = None
         self._ending_at: float | None = None
@@ -90,8 +105,15 @@ class Training:
         """Give how long the present process has run."""
         return time.monotonic() - self._started if self.running else 0.0
 
-    def begin(self, manifest: Manifest, version_blob: Path) -> None:
+    def begin(self, manifest: Manifest, chain: Sequence[Path], residual: Path) -> None:
         """Train from a version, or go on where a pause or a kill has left that.
+
+        Parameters
+        ----------
+        chain
+            Files of the containers that lead to the version.
+        residual
+            File with what earlier updates have not carried, if there is one.
 
         Raises
         ------
@@ -100,7 +122,7 @@ class Training:
         WorkerFailed, PathUnwritable
             A process cannot be started.
         """
-        self._manifest, self._version_blob = manifest, version_blob
+        self._manifest, self._chain, self._residual = manifest, chain, residual
         self._ending_at = None
         self._started = time.monotonic()
         if not self.resumes(manifest):
@@ -108,7 +130,12 @@ class Training:
         make_folder(self._work)
         write_atomic(self._work / _STARTED_FROM, manifest.blob.encode())
         limits = Limits.of(self._profile)
-        asked = planning.demand(self._where.base, manifest.task, bits_of(manifest.codec))
+        asked = planning.demand(
+            self._where.base,
+            manifest.task,
+            update_bits=bits_of(manifest.codec),
+            down_bits=manifest.down_bits,
+        )
         key = planning.calibration_key(self._where.base, manifest.task, limits)
         found = self._calibrations.get(key)
         if found is None:
@@ -174,7 +201,7 @@ class Training:
         limits = Limits.of(self._profile)
         key = planning.calibration_key(self._where.base, manifest.task, limits)
         self._calibrations.put(key, probe.calibrations())
-        self.begin(manifest, self._version_blob)
+        self.begin(manifest, self._chain, self._residual)
 
     def _train(self, manifest: Manifest, plan: Plan, limits: Limits) -> None:
         config = self._where.config
@@ -187,21 +214,33 @@ class Training:
             plan.memory_mb,
             plan.step_seconds,
         )
+        cache = self._work.with_name("prefix")  # it outlives the version, unlike the work folder
+        if not plan.cached_layers:
+            shutil.rmtree(cache, ignore_errors=True)
         job = TrainJob(
             base=str(self._where.base),
             base_digest=self._base_digest,
             version=manifest.version,
-            version_blob=str(self._version_blob),
+            chain=tuple(map(str, self._chain)),
+            content=manifest.content,
             task=manifest.task,
+            rank=plan.rank if plan.rank < manifest.task.adapter.rank else 0,
             codec=manifest.codec,
+            residual=str(self._residual) if loses(manifest.codec) else None,
             data=str(self._where.data),
             text=config.data.text,
             label=config.data.label,
             micro_batch=plan.micro_batch,
             max_length=plan.max_length,
             checkpointing=plan.checkpointing,
+            products=plan.products,
             threads=limits.threads,
             seed=derive(manifest.task.seed, config.id, manifest.version),
+            cached_layers=plan.cached_layers,
+            cache_mb=plan.cache_mb,
+            cache=str(cache),
+            tokens=str(self._work.with_name("tokens")),
+            tokens_mb=self._profile.disk_mb // _TOKENS_SHARE,
         )
         self._worker = Worker(
             "edge_agent.worker", job, TrainResult, folder=self._work, limits=limits
@@ -226,4 +265,5 @@ class Training:
             loss=result.losses[-1],
             seconds=result.seconds,
         )
-        return Trained(offer, blob, result)
+        residual = self._work / RESIDUAL if loses(manifest.codec) else None
+        return Trained(offer, blob, result, residual)

@@ -12,31 +12,51 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ffm_common.errors import AdapterInvalid, WorkerPaused
+from ffm_common.errors import AdapterInvalid, UpdateInvalid, WorkerPaused
 from ffm_common.files import write_atomic
 from ffm_common.task import Task
 from learning import process
+from profiles.calibration import Products
 
 if TYPE_CHECKING:  # the supervisor imports this module for its structs, and must stay small
-    from learning.batches import Shard
+    from ffm_common.tensors import Array, Tensors
     from learning.engine import Engine
+    from learning.texts.batches import Shard
     from learning.trainer import Trainer
 
 log = logging.getLogger("ffm.agent.worker")
 
 UPDATE = "update.ffm"
+RESIDUAL = "residual.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"
 
 
 class TrainJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Train from the version in `version_blob` and leave the update beside the job."""
+    """Train from a version and leave the update beside the job.
+
+    Parameters
+    ----------
+    chain, content
+        Files of the containers that lead to the version, and the digest of what they decode to.
+    rank
+        How many slices of the version's LoRA factors are trained; 0 is all.
+    codec, residual
+        How the update is encoded, and the file with what earlier ones have not carried; None for
+        a codec that needs no error feedback.
+    cached_layers, cache_mb, cache
+        How many frozen layers' outputs are kept, in how much disk space, in which folder.
+    tokens, tokens_mb
+        Folder that keeps the tokenized data from version to version, and its limit; None: memory.
+    """
 
     base: str
     base_digest: str
     version: int
-    version_blob: str
+    chain: tuple[str, ...]
+    content: str
     task: Task
     codec: str
+    residual: str | None
     data: str
     text: str | None
     label: str | None
@@ -45,6 +65,13 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True):
     checkpointing: bool
     threads: int
     seed: int
+    products: Products = "fp32"
+    rank: int = 0
+    cached_layers: int = 0
+    cache_mb: int = 0
+    cache: str = ""
+    tokens: str | None = None
+    tokens_mb: int = 0
 
 
 class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,14 +100,29 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     """Do the job: load, train, subtract, encode."""
     from ffm_common.tensors import subtract
     from learning.model import Learner
-    from quantization.updates.container import pack, shapes_of, unpack
+    from learning.texts.cache import TokenCache
 
     started = time.monotonic()
     task = job.task
-    learner = Learner(Path(job.base), task, checkpointing=job.checkpointing, threads=job.threads)
-    shard = learner.shard(Path(job.data), text=job.text, label=job.label, max_length=job.max_length)
-    shapes = shapes_of(learner.engine.read())
-    _, start = unpack(Path(job.version_blob).read_bytes(), shapes, base=job.base_digest)
+    if job.rank:
+        task = msgspec.structs.replace(task, adapter=task.adapter.at_rank(job.rank))
+    learner = Learner(
+        Path(job.base),
+        task,
+        checkpointing=job.checkpointing,
+        threads=job.threads,
+        products=job.products,
+    )
+    shard = learner.shard(
+        Path(job.data),
+        text=job.text,
+        label=job.label,
+        max_length=job.max_length,
+        cache=None if job.tokens is None else TokenCache(Path(job.tokens), job.tokens_mb),
+    )
+    if job.cached_layers:
+        shard = _cached(job, learner.engine, shard)
+    start = _version(job, learner.engine)
     learner.engine.write(start)
     trainer = _trainer(job, learner.engine, shard, folder / _CHECKPOINT)
     steps = task.training.local_steps
@@ -93,14 +135,7 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     losses = trainer.run(steps, progress, stop=process.stopping)
     if trainer.step < steps:
         raise WorkerPaused(f"stopped after step {trainer.step} of {steps}, as asked")
-    update = pack(
-        subtract(learner.engine.read(), start),
-        kind="update",
-        version=job.version,
-        base=job.base_digest,
-        codec=job.codec,
-        seed=job.seed,
-    )
+    update = _encode(job, subtract(learner.engine.read(), start), folder / RESIDUAL)
     write_atomic(folder / UPDATE, update)
     return TrainResult(
         examples=len(shard),
@@ -109,6 +144,51 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
         step_seconds=median(after - before for before, after in pairwise(moments)),
         peak_memory_mb=process.peak_memory_mb(),
     )
+
+
+def _cached(job: TrainJob, engine: Engine, shard: Shard) -> Shard:
+    """Keep what the frozen layers give, where the engine can be entered above them."""
+    from learning.prefix import CachedShard, Prefixed
+
+    if not isinstance(engine, Prefixed):
+        return shard
+    return CachedShard(shard, engine, Path(job.cache), budget_mb=job.cache_mb)
+
+
+def _version(job: TrainJob, engine: Engine) -> dict[str, Array]:
+    """Decode the version: bit for bit what the hub holds, or nothing is trained from it."""
+    from ffm_common.slices import blank, take_slices
+    from ffm_common.tensors import content_digest
+    from quantization.updates.chain import decode
+    from quantization.updates.container import shapes_of
+
+    blobs = (Path(path).read_bytes() for path in job.chain)
+    full = blank(engine.read(), job.task.adapter.rank)
+    version, start = decode(blobs, shapes_of(full), base=job.base_digest)
+    if version != job.version or content_digest(start) != job.content:
+        raise UpdateInvalid(f"what is here of version {job.version} is not what the hub holds")
+    return take_slices(start, job.rank) if job.rank else start
+
+
+def _encode(job: TrainJob, update: Tensors, residual: Path) -> bytes:
+    """Give the update's container; what a lossy codec leaves out of it goes to `residual`."""
+    from quantization.updates.container import pack, shapes_of, unpack
+    from quantization.updates.feedback import ErrorFeedback
+
+    if job.residual is not None:
+        update = ErrorFeedback(Path(job.residual)).compensate(update, job.version)
+    blob = pack(
+        update,
+        kind="update",
+        version=job.version,
+        base=job.base_digest,
+        codec=job.codec,
+        seed=job.seed,
+    )
+    if job.residual is not None:
+        _, sent = unpack(blob, shapes_of(update), base=job.base_digest)
+        ErrorFeedback(residual).keep(update, sent, job.version)
+    return blob
 
 
 def _trainer(job: TrainJob, engine: Engine, shard: Shard, checkpoint: Path) -> Trainer:

@@ -1,4 +1,4 @@
-"""A version's way down: the agent pulls ranges of a blob that the hub's manifest names.
+"""A version's way down: the agent pulls ranges of the blobs that the hub's manifest names.
 
 The hub keeps no state per download, and nothing large ever waits at the broker for a sleeping
 agent: at most 8 chunks are asked for at a time, fewer while the link is slow or unknown.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from federation.blobs import BlobStore, Partial
 from federation.chunks import CHUNK, from_ranges, pack, to_ranges, unpack
-from federation.messages import Get, Gone, encode
+from federation.messages import Get, Gone, Link, encode
 from federation.pace import Backoff
 from federation.topics import Topics
 from federation.upload import Publish
-from ffm_common.errors import BlobCorrupt, MessageInvalid
+from ffm_common.errors import BlobCorrupt, BlobOversize, MessageInvalid
 from ffm_common.files import make_folder
 
 _LOG = logging.getLogger(__name__)
@@ -32,23 +32,23 @@ _NEVER: Final = float("-inf")
 
 
 class Downloader:
-    """The agent's side: fetches one blob at a time into its store.
+    """The agent's side: fetches what is missing of a version, one blob at a time, into its store.
 
     Parameters
     ----------
     topics, agent
         Where to ask.
     store
-        Gets the whole, checked blob; what is on its way is in its sub-folder ``incoming``.
+        Gets the whole, checked blobs; what is on its way is in its sub-folder ``incoming``.
     publish
         How to ask.
     on_complete
-        Called with the digest once the blob is in the store, durably.
+        Called with the last blob's digest once all that are wanted are in the store, durably.
     on_gone
         Called with the digest when the hub has no such blob, or only a broken one; the download
         ends.
     max_bytes
-        The largest blob taken.
+        The most that is taken, all blobs of a version together.
     rng
         Source of the jitter.
     """
@@ -73,6 +73,7 @@ class Downloader:
         self._on_complete = on_complete
         self._on_gone = on_gone
         self._max_bytes = max_bytes
+        self._links: Sequence[Link] = ()
         self._active = False
         self._now = 0.0
         self._partial: Partial | None = None
@@ -88,26 +89,36 @@ class Downloader:
         """The digest of the blob on its way."""
         return None if self._partial is None else self._partial.digest
 
-    def want(self, digest: str, size: int) -> None:
-        """Fetch this blob (of `size` bytes) and no other; what arrived of it before is used.
+    def want(self, links: Sequence[Link]) -> None:
+        """Fetch these blobs in this order, and no others; what arrived of them before is used.
 
         Raises
         ------
         BlobOversize
-            `size` is above `max_bytes`; nothing has changed.
+            They are above `max_bytes`; nothing has changed.
         PathUnwritable
-            The disk does not take it.
+            The disk does not take them.
         """
-        if self.wanted == digest:
-            return
-        if self._store.has(digest):
+        size = sum(link.size for link in links)
+        if size > self._max_bytes:
+            raise BlobOversize(f"a version of {size} bytes, at most {self._max_bytes} are taken")
+        self._links = links
+        self._fetch()
+
+    def _fetch(self) -> None:
+        """Go on with the first blob that is missing, or say that none is."""
+        missing = [link for link in self._links if not self._store.has(link.blob)]
+        if not missing:
             self._forget()
-            self._on_complete(digest)
+            self._on_complete(self._links[-1].blob)
             return
-        fresh = Partial(self._folder, digest, size, max_bytes=self._max_bytes)
+        first = missing[0]
+        if self.wanted == first.blob:
+            return
+        fresh = Partial(self._folder, first.blob, first.size, max_bytes=self._max_bytes)
         self._forget()
         for path in self._folder.iterdir():
-            if path.stem != digest:  # a version that was overtaken, perhaps before a restart
+            if path.stem != first.blob:  # a version that was overtaken, perhaps before a restart
                 path.unlink()
         self._partial = fresh
         self._corrupt = 0
@@ -140,7 +151,8 @@ class Downloader:
         if fresh:
             self._window = min(WINDOW, self._window + 1)
             self._finish_if_complete()
-            self._ask()
+            if self.wanted == digest:  # the next blob's first chunks are for `tick` to ask for
+                self._ask()
 
     def on_gone(self, gone: Gone) -> None:
         """Give up on a blob that the hub does not have."""
@@ -186,9 +198,8 @@ class Downloader:
             else:
                 self._start_over()  # the partial is empty again
             return
-        digest = self._partial.digest
         self._partial = None
-        self._on_complete(digest)
+        self._fetch()
 
     def _forget(self) -> None:
         if self._partial is not None:

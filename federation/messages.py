@@ -16,6 +16,7 @@ from ffm_common.task import Task
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_RANGES = 512
+MAX_CHAIN = 64
 _MAX_TEXT = 500
 
 Digest: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -96,25 +97,40 @@ class HubState(Message, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "detail", self.detail[:_MAX_TEXT])
 
 
+class Link(Message, frozen=True, kw_only=True):
+    """A container on the way to a version, and its size in bytes."""
+
+    blob: Digest
+    size: Annotated[int, Meta(ge=1, le=2**53)]
+
+
 class Manifest(Message, frozen=True, kw_only=True):
     """The current version (retained): what to fetch, and how to train from it.
 
-    `blob` and `size` (bytes) name the adapter's bytes, `base` the base model they belong to,
-    `spec` the names and shapes of what is trained, `task` what is to be learned and how, `codec`
-    how updates are encoded. `deadline_s` is how many seconds the version stays open after it was
-    published; `open` is False when no updates are wanted (any more).
+    `chain` names the containers that lead to the version: a keyframe, then a delta from each
+    version to the next. `content` is the digest of the tensors that they decode to, `base` the
+    base model these belong to, `spec` their names and shapes, `task` what is to be learned and
+    how, `codec` how updates are encoded. `down_bits` is about what a version costs in bits per
+    parameter for who fetches every one. `deadline_s` is how many seconds the version stays open
+    after it was published; `open` is False when no updates are wanted (any more).
     """
 
     federation: Name
     version: Annotated[int, Meta(ge=0, le=2**31)]
-    blob: Digest
-    size: Annotated[int, Meta(ge=1, le=2**53)]
+    chain: Annotated[tuple[Link, ...], Meta(min_length=1, max_length=MAX_CHAIN)]
+    content: Digest
     base: Digest
     spec: Digest
     task: Task
     codec: Code
+    down_bits: Annotated[float, Meta(ge=0.0, le=64.0)]
     deadline_s: Seconds
     open: bool
+
+    @property
+    def blob(self) -> str:
+        """The last container's digest, which no other version has."""
+        return self.chain[-1].blob
 
 
 class Offer(Message, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import msgspec
 from ffm_common.config import Config
 
 AdapterKind = Literal["lora", "prompt"]
-TaskKind = Literal["classification", "causal-lm"]
+TaskKind = Literal["classification", "causal-lm", "masked-lm"]
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
@@ -23,8 +23,14 @@ class Adapter(Config, frozen=True, kw_only=True):
         (Lester et al. 2021). A classifier head is trained with either.
     rank, alpha
         LoRA: rank of the factors; their product is scaled by ``alpha / rank``.
+    min_rank
+        LoRA: a device may train as few as the first `min_rank` slices of the factors; 0: all train
+        them all.
     targets
         LoRA: last parts of the names of the linear layers that get factors.
+    top_layers
+        LoRA: how many layers, counted from the top, get factors; 0 is all. What lies below stays as
+        it is, so a device may compute it once per example and keep it.
     prompt_tokens
         Soft prompt: how many virtual tokens.
     """
@@ -32,10 +38,33 @@ class Adapter(Config, frozen=True, kw_only=True):
     kind: AdapterKind = "lora"
     rank: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     alpha: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    min_rank: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     targets: Annotated[
         tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=32)
     ] = ("query", "key", "value", "dense")
+    top_layers: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     prompt_tokens: Annotated[int, msgspec.Meta(ge=1, le=512)] = 16
+
+    def __post_init__(self) -> None:
+        """Refuse a least rank above the rank."""
+        if self.min_rank > self.rank:
+            raise ValueError("min_rank: it is above rank")
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that a device may train, smallest first."""
+        return tuple(
+            rank
+            for rank in range(self.min_rank or self.rank, self.rank + 1)
+            # Alpha is a whole number, and alpha / rank must be the same for all.
+            if self.alpha * rank % self.rank == 0
+        )
+
+    def at_rank(self, rank: int) -> Adapter:
+        """Give the adapter of a device that trains one of `ranks`."""
+        return msgspec.structs.replace(
+            self, rank=rank, alpha=self.alpha * rank // self.rank, min_rank=0
+        )
 
 
 class Training(Config, frozen=True, kw_only=True):
@@ -51,6 +80,9 @@ class Training(Config, frozen=True, kw_only=True):
         AdamW step sizes of the adapter and of the classifier head.
     max_length
         Tokens per example; longer texts are cut.
+    proximal
+        FedProx (Li et al. 2020): how strongly a device is drawn back to the version that it
+        started from, as the gradient of ``proximal / 2 * |w - w_version|^2``; 0 is not at all.
     """
 
     local_steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 16
@@ -58,6 +90,7 @@ class Training(Config, frozen=True, kw_only=True):
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2e-3
     head_learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2e-3
     max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] = 64
+    proximal: Annotated[float, msgspec.Meta(ge=0, le=1e3)] = 0.0
 
 
 class Task(Config, frozen=True, kw_only=True):
@@ -66,7 +99,8 @@ class Task(Config, frozen=True, kw_only=True):
     Parameters
     ----------
     kind
-        ``classification``: a label for each text; ``causal-lm``: the next token of every text.
+        ``classification``: a label for each text; ``causal-lm``: the next token of every text;
+        ``masked-lm``: tokens hidden in every text (an encoder's language model).
     labels
         Of a classification; what each output means. None for a language model.
     """
@@ -78,8 +112,12 @@ class Task(Config, frozen=True, kw_only=True):
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
 
     def __post_init__(self) -> None:
-        """Refuse labels that do not go with the kind."""
+        """Refuse labels that do not go with the kind, and a prompt that would leave its layers."""
         if self.kind == "classification" and len(self.labels) < 2:  # noqa: PLR2004
             raise ValueError("labels: a classification needs at least two")
-        if self.kind == "causal-lm" and self.labels:
+        if self.kind != "classification" and self.labels:
             raise ValueError("labels: a language model has none")
+        if self.kind == "masked-lm" and self.adapter.kind == "prompt":
+            raise ValueError("adapter.kind: masked-lm is trained with lora alone")
+        if self.adapter.kind == "prompt" and self.adapter.top_layers:
+            raise ValueError("adapter.top_layers: a soft prompt enters below all layers")

@@ -1,31 +1,50 @@
 """Adding updates up: the exact mean of LoRA products, weighted means of everything else.
 
-Averaging A and B separately is wrong, since ``mean(B A) != mean(B) mean(A)``. The exact mean of n
-products of rank r has rank up to n r: the factors are stacked, brought to a small core by QR, and
-the core's SVD is cut to rank r (FlexLoRA, Bai et al. 2024; FLoRIST, Ramesh et al. 2025). The
-singular values are split evenly over both factors, so columns come out ordered by energy.
+Updates are taken in the order of their agents' ids, a few at a time: memory does not grow with
+their number, and the result does not depend on the order of arrival, to the last bit. While one
+thread multiplies (hub/products.py), another reads and decodes what comes next; BLAS's own threads
+would only be in their way (hub/cli.py turns them off).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import msgspec
 import numpy as np
 
 from ffm_common.errors import UpdateInvalid
-from ffm_common.tensors import Array, Tensors, add, spec_digest
+from ffm_common.slices import pairs, rank_of, take_slices
+from ffm_common.tensors import Array, Tensors
+from hub.products import Exact, new_sum, split
 
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-# No weight of a model that works comes near; below it, no product leaves the range of float32.
+_THREADS = 2
+# Updates multiplied at once: fewer cost time, more cost memory (twice as many are there).
+_BATCH = 8
+# Norm of a tensor. None of a model that works comes near; below it, no product of two leaves the
+# range of float32.
 _LARGEST = 1e15
 
 
 class Contribution(msgspec.Struct, frozen=True):
-    """One agent's decoded update (a difference to the version) and how many examples made it."""
+    """One agent's update, which is decoded only when its turn comes.
 
-    delta: Tensors
+    Parameters
+    ----------
+    read
+        Gives the update: a difference to the version's slices of that rank.
+    examples
+        How many made it.
+    rank
+        Of its LoRA factors; None is the version's.
+    """
+
+    read: Callable[[], Tensors]
     examples: int
+    rank: int | None = None
 
 
 class Aggregate(msgspec.Struct, frozen=True):
@@ -35,16 +54,24 @@ class Aggregate(msgspec.Struct, frozen=True):
     tail: float
 
 
-def aggregate(version: Tensors, contributions: Mapping[str, Contribution]) -> Aggregate:
+def aggregate(
+    version: Tensors, contributions: Mapping[str, Contribution], *, least: int | None = None
+) -> Aggregate:
     """Average what the agents hold now, weighted by examples.
+
+    A slice of the LoRA factors is averaged over those agents that have it: were the others counted
+    with nothing in its place, the slices beyond the smallest rank would fade from version to
+    version (raFLoRA, 2026). A slice that no agent has stays as it is.
 
     Parameters
     ----------
     version
         The tensors that every agent started from. LoRA factors are A: (rank, in), B: (out, rank).
     contributions
-        Agent id -> its update. The result does not depend on the order of arrival, to the last
-        bit: agents are taken in the order of their ids.
+        Agent id -> its update.
+    least
+        The smallest rank that an agent may take, None if there is only one: slices beyond it come
+        out in the order of their energy (`hub.products.split`).
 
     Raises
     ------
@@ -54,26 +81,43 @@ def aggregate(version: Tensors, contributions: Mapping[str, Contribution]) -> Ag
     if not contributions:
         raise UpdateInvalid("no update to aggregate")
     names = sorted(contributions)
-    spec = spec_digest(version)
-    for name in names:
-        if spec_digest(contributions[name].delta) != spec:
-            raise UpdateInvalid(f"update of {name} has other names or shapes")
+    most = rank_of(version)
+    ranks = [contributions[name].rank or most for name in names]
     weights = example_weights([contributions[name].examples for name in names])
-    held = [hold(version, contributions[name].delta, name) for name in names]
-    result: dict[str, Array] = {}
+    shares = slice_shares(weights, ranks, most)
+    missing = most - max(ranks)
+    factors = pairs(version)
+    sums = {
+        a: new_sum(len(version[b]), version[a].shape[1], sum(ranks) + missing) for a, b in factors
+    }
+    if missing:
+        for a, b in factors:
+            sums[a].add([version[a][-missing:]], [version[b][:, -missing:]])
+    paired = {name for pair in factors for name in pair}
+    means: dict[str, Exact] = {
+        key: np.zeros(array.shape) for key, array in version.items() if key not in paired
+    }
+    work = zip(_held(version, names, ranks, contributions), weights, shares, strict=True)
+    while batch := list(islice(work, _BATCH)):
+        for a, b in factors:
+            sums[a].add(
+                [held[a] for held, _, _ in batch], [held[b] * share for held, _, share in batch]
+            )
+        for held, weight, _ in batch:
+            for key in means:
+                means[key] += weight * held[key]
+    result = {key: mean.astype(np.float32) for key, mean in means.items()}
+
+    def make(pair: tuple[str, str]) -> tuple[Array, Array, float, float]:
+        a, b = pair
+        cut = sums.pop(a).cut(most)
+        return *split(cut, version[a], version[b], least or most), cut.lost, cut.whole
+
     lost, whole = 0.0, 0.0
-    for key in sorted(version):
-        if key.endswith(_A) and (partner := key.removesuffix(_A) + _B) in version:
-            result[key], result[partner], cut, energy = mean_product(
-                [tensors[key] for tensors in held], [tensors[partner] for tensors in held], weights
-            )
-            lost, whole = lost + cut, whole + energy
-        elif key not in result and not (key.endswith(_B) and key.removesuffix(_B) + _A in version):
-            mean = sum(
-                weight * tensors[key].astype(np.float64)
-                for weight, tensors in zip(weights, held, strict=True)
-            )
-            result[key] = np.asarray(mean, dtype=np.float32)
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        for (a, b), made in zip(factors, pool.map(make, factors), strict=True):
+            result[a], result[b] = made[:2]
+            lost, whole = lost + made[2], whole + made[3]
     ordered = {key: result[key] for key in sorted(result)}
     return Aggregate(ordered, lost / whole if whole else 0.0)
 
@@ -84,13 +128,19 @@ def hold(version: Tensors, delta: Tensors, agent: str) -> dict[str, Array]:
     Raises
     ------
     UpdateInvalid
-        A value is not finite or absurdly large; it would spoil everybody's mean.
+        Names or shapes are others, or a value is not finite or absurdly large; it would spoil
+        everybody's mean.
     """
+    if {key: array.shape for key, array in delta.items()} != {
+        key: array.shape for key, array in version.items()
+    }:
+        raise UpdateInvalid(f"update of {agent} has other names or shapes")
     with np.errstate(over="ignore", invalid="ignore"):
-        held = add(version, delta)
-    for key, array in held.items():
-        if not (np.abs(array) <= _LARGEST).all():
-            raise UpdateInvalid(f"update of {agent}: {key} is not finite, or beyond any use")
+        held = {key: array + delta[key] for key, array in version.items()}
+        for key, array in held.items():
+            # One pass, whatever is wrong: the norm of NaN, of infinity or of too much is not less.
+            if not float(np.vdot(array, array)) <= _LARGEST**2:
+                raise UpdateInvalid(f"update of {agent}: {key} is not finite, or beyond any use")
     return held
 
 
@@ -107,49 +157,44 @@ def example_weights(examples: list[int]) -> list[float]:
     return [float(weight) for weight in clipped / total]
 
 
-def mean_product(
-    a: list[Array], b: list[Array], weights: list[float]
-) -> tuple[Array, Array, float, float]:
-    """Give the best rank-r factors of ``sum_i w_i B_i A_i``.
-
-    Parameters
-    ----------
-    a, b
-        Factors of shapes (rank, in) and (out, rank).
-    weights
-        One per pair.
+def slice_shares(weights: Sequence[float], ranks: Sequence[int], most: int) -> list[Array]:
+    """Give each agent's share of each of its slices: the shares of one slice sum to 1.
 
     Returns
     -------
-    tuple
-        A (rank, in), B (out, rank), the squared Frobenius norm that the cut lost, and the whole.
+    list
+        For each agent an array of shape (its rank,).
     """
-    rank = a[0].shape[0]
-    # float64: QR of nearly parallel stacks loses half the digits, and the cost is negligible here.
-    stacked_a = np.concatenate([part.astype(np.float64) for part in a])
-    stacked_b = np.concatenate(
-        [w * part.astype(np.float64) for w, part in zip(weights, b, strict=True)], axis=1
-    )
-    q_b, r_b = np.linalg.qr(stacked_b)
-    q_a, r_a = np.linalg.qr(stacked_a.T)
-    u, s, vt = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    kept = min(rank, s.size)
-    left, right = q_b @ u[:, :kept], vt[:kept] @ q_a.T
-    # The sign of a singular pair is free; fix it, so that columns do not flip between versions.
-    signs = np.where(left[np.abs(left).argmax(axis=0), np.arange(kept)] < 0, -1.0, 1.0)
-    root = np.sqrt(s[:kept])
-    # A direction without energy keeps a row in A, of the usual length, and a zero column in B:
-    # were both zero, no gradient would ever reach either of them again.
-    idle = s[:kept] <= s[0] * max(r_b.shape[0], r_a.shape[0]) * np.finfo(np.float64).eps
-    usual = np.sqrt((stacked_a**2).sum() / len(stacked_a))
-    new_b = np.zeros((b[0].shape[0], rank))
-    new_a = np.zeros((rank, a[0].shape[1]))
-    new_b[:, :kept] = left * (signs * np.where(idle, 0.0, root))
-    new_a[:kept] = right * (signs * np.where(idle, usual, root))[:, None]
-    energy = s**2
-    return (
-        new_a.astype(np.float32),
-        new_b.astype(np.float32),
-        float(energy[kept:].sum()),
-        float(energy.sum()),
-    )
+    owned = np.zeros(most)
+    for weight, rank in zip(weights, ranks, strict=True):
+        owned[:rank] += weight
+    return [
+        (weight / owned[:rank]).astype(np.float32)
+        for weight, rank in zip(weights, ranks, strict=True)
+    ]
+
+
+def _held(
+    version: Tensors,
+    names: Sequence[str],
+    ranks: Sequence[int],
+    contributions: Mapping[str, Contribution],
+) -> Iterator[dict[str, Array]]:
+    """Give what each agent holds, in turn, read and decoded a batch ahead by a second thread."""
+    starts = {rank: take_slices(version, rank) if rank else version for rank in set(ranks)}
+
+    def work(place: int) -> dict[str, Array]:
+        name = names[place]
+        return hold(starts[ranks[place]], contributions[name].read(), name)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead: deque[Future[dict[str, Array]]] = deque()
+        try:
+            for place in range(len(names)):
+                ahead.append(pool.submit(work, place))
+                if len(ahead) > _BATCH:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
+from federation.messages import MAX_CHAIN
 from ffm_common import config
 from ffm_common.config import Config, Name
 from ffm_common.errors import ConfigInvalid, UpdateInvalid
 from ffm_common.task import Adapter, TaskKind, Training
 from quantization.updates import codec
+from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -87,6 +90,44 @@ class Public(Config, frozen=True, kw_only=True):
     rate_scale: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
 
 
+OptimizerName = Literal["fedavg", "nesterov", "fedadam", "fedyogi"]
+_RATES: Mapping[OptimizerName, float] = {
+    "fedavg": 1.0,
+    "nesterov": 1.0,
+    "fedadam": 0.01,
+    "fedyogi": 0.01,
+}
+
+
+class Server(Config, frozen=True, kw_only=True):
+    """What the hub makes of the mean of the updates (`hub.server_optimizer.step`).
+
+    Parameters
+    ----------
+    optimizer
+        ``nesterov``: outer momentum; ``fedadam``, ``fedyogi``: adaptive steps; ``fedavg``: the mean
+        itself is the next version.
+    learning_rate
+        None is the optimizer's own: 1, for FedAdam and FedYogi 0.01. FedAvg has none.
+    momentum
+        Of Nesterov's. More gets ahead in the first versions and oscillates in later ones.
+    beta_1, beta_2, tau
+        Of FedAdam and FedYogi: how long moments last, and what keeps a step from being too large.
+    """
+
+    optimizer: OptimizerName = "nesterov"
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
+    beta_1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    beta_2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-3
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, or the optimizer's own."""
+        return self.learning_rate or _RATES[self.optimizer]
+
+
 class HubConfig(Config, frozen=True, kw_only=True):
     """One federation. Paths are relative to the file's own folder.
 
@@ -95,10 +136,13 @@ class HubConfig(Config, frozen=True, kw_only=True):
     base
         Folder made by ``ffm model prepare``.
     task
-        ``classification`` of labelled text, or ``causal-lm``: the next token of plain text.
-    codec_up, codec_down
-        How updates and versions are encoded. One unbiased bit is enough where four or more devices
-        take part; with fewer take eden2 to eden4.
+        ``classification`` of labelled text; of plain text ``causal-lm``, the next token, or
+        ``masked-lm``, hidden tokens (encoders).
+    codec_up
+        How updates are encoded. One unbiased bit is enough where four or more devices take part;
+        with fewer take eden2 to eden4.
+    codec_keyframe, codec_delta, keyframe_every
+        How versions are encoded: one in so many whole, the others as what changed.
     profile
         What the hub's own worker may use of this machine.
     """
@@ -113,8 +157,11 @@ class HubConfig(Config, frozen=True, kw_only=True):
     adapter: Adapter = Adapter()
     training: Training = Training()
     versions: Versions = Versions()
+    server: Server = Server()
     codec_up: str = "eden1"
-    codec_down: str = "int8"
+    codec_keyframe: str = KEYFRAME
+    codec_delta: str = DELTA
+    keyframe_every: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHAIN)] = KEYFRAME_EVERY
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
 
 
@@ -131,7 +178,7 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
 def load(path: Path) -> Located:
     """Read hub.toml; ConfigError leaves name the file and key at fault."""
     found = config.load(path, HubConfig)
-    for key in ("codec_up", "codec_down"):
+    for key in ("codec_up", "codec_keyframe", "codec_delta"):
         try:
             codec.by_name(getattr(found, key))
         except UpdateInvalid as error:

@@ -10,10 +10,12 @@ from federation.blobs import BlobStore
 from federation.messages import Done, Offer, Receipt, Reject
 from ffm_common import tensors as shape
 from ffm_common.errors import BlobOversize, UpdateInvalid
+from ffm_common.slices import take_slices
+from ffm_common.task import Adapter
 from hub.aggregation import hold
 from hub.ledger import Ledger, UpdateRow
+from hub.opening import Opener
 from hub.registry import Registry
-from quantization.updates.container import shapes_of, unpack
 
 log = logging.getLogger("ffm.hub")
 
@@ -27,16 +29,22 @@ class Intake:
     ----------
     registry, ledger, store
         The hub's.
-    base_digest
-        Of the base that updates must be made on.
+    adapter, base_digest
+        What updates must be made of, and the base that they must be made on.
     """
 
     def __init__(
-        self, registry: Registry, ledger: Ledger, store: BlobStore, base_digest: str
+        self,
+        registry: Registry,
+        ledger: Ledger,
+        store: BlobStore,
+        adapter: Adapter,
+        base_digest: str,
     ) -> None:
         self._registry = registry
         self._ledger = ledger
         self._store = store
+        self._adapter = adapter
         self._base_digest = base_digest
         self.open = False
         """Whether the current version takes updates."""
@@ -73,9 +81,11 @@ class Intake:
         blob = path.read_bytes()
         tensors = self._registry.tensors
         try:
-            header, delta = unpack(blob, shapes_of(tensors), base=self._base_digest)
+            opener = Opener(tensors, self._adapter, self._base_digest)
+            header, delta = opener.open(blob)
+            rank = opener.rank(path)
             # What could not be added up later must not be counted now.
-            hold(tensors, delta, agent)
+            hold(take_slices(tensors, rank) if rank else tensors, delta, agent)
             if header.kind != "update" or header.version != offer.version:
                 raise UpdateInvalid(f"{header.kind} of version {header.version} in its place")
         except UpdateInvalid as error:
@@ -96,9 +106,9 @@ class Intake:
         log.info("version %d: update of %s, %d bytes", offer.version, agent, offer.size)
         return Done(digest=offer.digest, version=offer.version)
 
-    def counted(self, version: int) -> dict[str, tuple[bytes, int]]:
-        """Give the updates counted for a version: agent -> container, examples."""
+    def counted(self, version: int) -> dict[str, tuple[Path, int]]:
+        """Give the updates counted for a version: agent -> container's file, examples."""
         return {
-            row.agent: (self._store.path(row.digest).read_bytes(), row.examples)
+            row.agent: (self._store.path(row.digest), row.examples)
             for row in self._ledger.updates(version)
         }

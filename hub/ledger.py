@@ -11,10 +11,14 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from ffm_common.errors import LedgerBroken, PathUnwritable
+
+Kind: TypeAlias = Literal["version", "delta"]
+"""Of a version's container: the version whole, a keyframe, or a delta to the version before."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -23,6 +27,7 @@ CREATE TABLE IF NOT EXISTS agents (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS versions (
     version INTEGER PRIMARY KEY, blob TEXT NOT NULL, size INTEGER NOT NULL,
+    kind TEXT NOT NULL, error REAL NOT NULL,
     accuracy REAL NOT NULL, loss REAL NOT NULL, updates INTEGER NOT NULL,
     closed_because TEXT NOT NULL, tail REAL NOT NULL,
     uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL,
@@ -47,8 +52,13 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     blob, size
         Digest and bytes of the container that agents fetch.
+    kind
+        What is in it: ``version``, a keyframe, or ``delta``, to be added to the version before.
+    error
+        What the container misses, as a share of the step from the version before; the next
+        version makes it good.
     accuracy, loss
-        On the hub's evaluation data, of the decoded blob.
+        On the hub's evaluation data, of what agents decode.
     updates, closed_because
         How many client updates are in it, and what closed it.
     tail
@@ -62,6 +72,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     blob: str
     size: int
+    kind: Kind
+    error: float
     accuracy: float
     loss: float
     updates: int
@@ -177,6 +189,14 @@ class Ledger:
         """Give the newest version, if there is one."""
         row = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").fetchone()
         return None if row is None else VersionRow(**dict(row))
+
+    def chain(self) -> list[VersionRow]:
+        """List what leads to the newest version: a keyframe, then the deltas after it."""
+        rows = self._execute(
+            "SELECT * FROM versions WHERE version >= "
+            "(SELECT MAX(version) FROM versions WHERE kind = 'version') ORDER BY version"
+        )
+        return [VersionRow(**dict(row)) for row in rows]
 
     def add_update(self, row: UpdateRow) -> bool:
         """Count an update; False if this agent already has one in this version."""

@@ -23,6 +23,7 @@ from federation.messages import (
     Get,
     HubState,
     HubStatus,
+    Link,
     Manifest,
     Offer,
     Receipt,
@@ -48,6 +49,7 @@ from hub.rounds import Round
 from hub.task import task_of
 from learning import engines
 from profiles import profile as profiles
+from quantization.updates.rates import down_bits
 
 log = logging.getLogger("ffm.hub")
 
@@ -99,10 +101,23 @@ class Hub:
         self._session: Session
         self._receiver: UploadReceiver
         self._meter: Meter
-        self._registry = Registry(self._folder / "versions", self._ledger, self._store)
-        self._intake = Intake(self._registry, self._ledger, self._store, self._base.base_digest)
+        self._registry = Registry(
+            self._folder / "versions", self._folder / "carried", self._ledger, self._store
+        )
+        self._intake = Intake(
+            self._registry,
+            self._ledger,
+            self._store,
+            self._task.adapter,
+            self._base.base_digest,
+        )
         self._maker = Maker(
-            located, self._base.base_digest, self._task, self._profile, self._folder / "work"
+            located,
+            self._base.base_digest,
+            self._task,
+            self._profile,
+            folder=self._folder / "work",
+            registry=self._registry,
         )
         self._round = Round(self._config.versions, (), ())
         self._boots: dict[str, int] = {}
@@ -326,6 +341,8 @@ class Hub:
             version=version,
             blob=self._registry.keep_blob(made.blob),
             size=len(made.blob),
+            kind=made.result.kind,
+            error=made.result.error,
             accuracy=made.result.measure.accuracy,
             loss=made.result.measure.loss,
             updates=self._round.delivered if version else 0,
@@ -336,11 +353,19 @@ class Hub:
             seconds=spent.seconds,
             created=time.time(),
         )
-        self._registry.commit(row, made.adapter)
+        self._registry.commit(row, made.adapter, made.carried)
+        if made.result.refused is not None:
+            log.warning(
+                "version %d is a keyframe: a delta would have missed by %.2f of the step",
+                version,
+                made.result.refused,
+            )
         self._maker.clear()
         log.info(
-            "version %d: accuracy %.3f, loss %.3f, %d updates",
+            "version %d (%s, %d bytes): accuracy %.3f, loss %.3f, %d updates",
             version,
+            "keyframe" if row.kind == "version" else row.kind,
+            row.size,
             row.accuracy,
             row.loss,
             row.updates,
@@ -350,19 +375,20 @@ class Hub:
     # -- what others see ------------------------------------------------------------------------
 
     def _publish_manifest(self) -> None:
-        row = self._registry.current
+        row, config = self._registry.current, self._config
         if row is None:
             return
         manifest = Manifest(
-            federation=self._config.federation,
+            federation=config.federation,
             version=row.version,
-            blob=row.blob,
-            size=row.size,
+            chain=tuple(Link(blob=link.blob, size=link.size) for link in self._registry.chain),
+            content=shape.content_digest(self._registry.tensors),
             base=self._base.base_digest,
             spec=shape.spec_digest(self._registry.tensors),
             task=self._task,
-            codec=self._config.codec_up,
-            deadline_s=self._config.versions.deadline_s,
+            codec=config.codec_up,
+            down_bits=down_bits(config.codec_keyframe, config.codec_delta, config.keyframe_every),
+            deadline_s=config.versions.deadline_s,
             open=self._finished_at is None,
         )
         self._session.publish(self._topics.manifest, messages.encode(manifest), retain=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ffm_common.task import Task
 from hub.config import Located
-from learning.data import read_labelled, require_labels
+from learning.texts.data import Rows, require_labels
 
 
 def task_of(located: Located) -> Task:
@@ -18,12 +18,11 @@ def task_of(located: Located) -> Task:
     config, public = located.config, located.config.public
     labels: list[str] = []
     if config.task == "classification":
-        examples = [
+        labels = require_labels(
             example
             for path in (located.train, located.evaluation)
-            for example in read_labelled(path, text=public.text, label=public.label)
-        ]
-        labels = require_labels(examples)
+            for example in Rows(path, text=public.text, label=public.label)
+        )
     return Task(
         kind=config.task,
         labels=tuple(labels),

@@ -37,6 +37,8 @@ class VersionJob(msgspec.Struct, frozen=True, kw_only=True):
         Public-data steps, and their step sizes as a share of the devices'.
     train, evaluation, text, label
         The hub's data.
+    tokens, tokens_mb
+        Folder that keeps them tokenized from version to version, and its limit; None: memory.
     """
 
     base: str
@@ -56,6 +58,8 @@ class VersionJob(msgspec.Struct, frozen=True, kw_only=True):
     rate_scale: float
     threads: int
     seed: int
+    tokens: str | None = None
+    tokens_mb: int = 0
 
 
 class VersionResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +67,13 @@ class VersionResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters
     ----------
-    kind, error
+    kind, error, refused
         As in `Sent`.
     """
 
     kind: Kind
     error: float
+    refused: float | None
     measure: Measure
     public_loss: float | None
     seconds: float
@@ -81,11 +86,13 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
     from hub.downlink import Before, encode
     from learning import adapter
     from learning.model import Learner
+    from learning.texts.cache import TokenCache
     from learning.trainer import Trainer, evaluate
 
     started = time.monotonic()
     task = job.task
     learner = Learner(Path(job.base), task, threads=job.threads)
+    cache = None if job.tokens is None else TokenCache(Path(job.tokens), job.tokens_mb)
     public_loss = None
     if job.candidate is not None:
         learner.engine.write(load(Path(job.candidate)))
@@ -94,10 +101,11 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
             task.training,
             learning_rate=task.training.learning_rate * job.rate_scale,
             head_learning_rate=task.training.head_learning_rate * job.rate_scale,
+            proximal=0.0,  # it holds devices together, and here is nobody else
         )
         trainer = Trainer(
             learner.engine,
-            learner.shard(Path(job.train), text=job.text, label=job.label),
+            learner.shard(Path(job.train), text=job.text, label=job.label, cache=cache),
             training,
             micro_batch=training.batch_size,
             seed=job.seed,
@@ -119,7 +127,7 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
         carry=make_folder(folder / CARRIED),
     )
     learner.engine.write(sent.truth)
-    held_out = learner.shard(Path(job.evaluation), text=job.text, label=job.label)
+    held_out = learner.shard(Path(job.evaluation), text=job.text, label=job.label, cache=cache)
     measure = evaluate(learner.engine, held_out)
     write_atomic(folder / BLOB, sent.blob)
     learner.engine.save_config(folder / ADAPTER)
@@ -133,6 +141,7 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
     return VersionResult(
         kind=sent.kind,
         error=sent.error,
+        refused=sent.refused,
         measure=measure,
         public_loss=public_loss,
         seconds=time.monotonic() - started,

@@ -9,9 +9,33 @@ from ffm_common.errors import UpdateInvalid
 MIN_RATE, MAX_RATE = 0.1, 4.0
 """Bits per parameter that the entropy-coded quantizer can be asked for."""
 
+KEYFRAME, DELTA, KEYFRAME_EVERY = "int8", "ecsq2", 10
+"""The way down, unless a hub is told otherwise: codecs of keyframes and of the deltas between."""
+
 # With the scales: a float32 for 256 values of int8, 16 bits for 512 of EDEN.
 _FIXED = {"fp32": 32.0, "int8": 8 + 32 / 256} | {f"eden{n}": n + 16 / 512 for n in (1, 2, 3, 4)}
 _ECSQ = re.compile(r"ecsq(\d(?:\.\d{1,2})?)", re.ASCII)
+
+
+def down_bits(keyframe: str = KEYFRAME, delta: str = DELTA, every: int = KEYFRAME_EVERY) -> float:
+    """Give about how many bits per parameter a version takes, a keyframe's shared by its deltas.
+
+    Parameters
+    ----------
+    keyframe, delta
+        Names of their codecs.
+    every
+        How many versions there are for one keyframe.
+    """
+    return (bits_of(keyframe) + (every - 1) * bits_of(delta)) / every
+
+
+def loses(name: str) -> bool:
+    """Tell whether what a codec rounds away stays lost, unless error feedback sends it later.
+
+    EDEN is unbiased: its errors average out over devices. int8 and fp32 lose next to nothing.
+    """
+    return _ECSQ.fullmatch(name) is not None
 
 
 def bits_of(name: str) -> float:

@@ -25,7 +25,7 @@ from ffm_common.tied import tied
 from fleet.layout import to_toml
 from fleet.observer import Observer
 from hub.ledger import UpdateRow, VersionRow, read_versions
-from learning.data import Example, write_jsonl
+from learning.texts.data import Example, write_jsonl
 
 T = TypeVar("T")
 

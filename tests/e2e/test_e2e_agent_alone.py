@@ -16,10 +16,9 @@ import pytest
 from federation import messages
 from federation.blobs import BlobStore
 from federation.download import serve
-from federation.messages import AgentState, Get, HubState, Manifest
+from federation.messages import AgentState, Get, HubState, Link, Manifest
 from federation.session import Connected, Received, Session
 from federation.topics import MessageRoute, StateRoute, Topics
-from ffm_common.files import sha256_bytes
 from ffm_common.task import Task
 from hub.broker import Broker, find_mosquitto
 from learning import base
@@ -88,16 +87,19 @@ def test_an_agent_bears_what_an_earlier_run_or_a_stranger_left_at_the_broker(
     town: Town, puppet: Puppet
 ) -> None:
     mine = base.describe(town.base).digest
-    blob = random.Random(0).randbytes(200_000)
+    blobs = [random.Random(seed).randbytes(200_000 >> seed) for seed in range(3)]
+    store = BlobStore(town.folder / "blobs")
+    chain = tuple(Link(blob=store.put(blob), size=len(blob)) for blob in blobs)
     good = Manifest(
         federation=town.federation,
         version=7,
-        blob=BlobStore(town.folder / "blobs").put(blob),
-        size=len(blob),
+        chain=chain,
+        content="0" * 64,
         base=mine,
         spec="0" * 64,
         task=Task(labels=("a", "b")),
         codec="int8",
+        down_bits=2.6,
         deadline_s=60,
         open=False,
     )
@@ -110,19 +112,28 @@ def test_an_agent_bears_what_an_earlier_run_or_a_stranger_left_at_the_broker(
 
     puppet.says(HubState(status="finished", boot=4), good)
     town.until(lambda: puppet.hears_that("idle", version=7), "the version is fetched")
-    assert (town.folder / AGENT / "state" / "blobs" / sha256_bytes(blob)).read_bytes() == blob
+    held = BlobStore(town.folder / AGENT / "state" / "blobs")
+    assert set(held.digests()) == {link.blob for link in chain}
     assert agent.children("edge_agent.worker") == []
 
     for topic in (puppet.topics.manifest, puppet.topics.hub_state):
         puppet.session.publish(topic, b"\xff{not json")
     puppet.session.publish(puppet.topics.down(AGENT, "need"), b"{}")
     puppet.session.publish(f"{puppet.topics.prefix}agent/{AGENT}/down/nonsense", b"")
-    puppet.says(manifest=change(good, version=8, blob="1" * 64, size=1 << 50))
+    giant = Link(blob="1" * 64, size=1 << 50)
+    puppet.says(manifest=change(good, version=8, chain=(*chain, giant)))
     town.until(lambda: puppet.hears_that("failed", "at most"), "a giant is refused")
-    puppet.says(manifest=change(good, version=9, blob="2" * 64))
+    gone = Link(blob="2" * 64, size=1000)
+    puppet.says(manifest=change(good, version=9, chain=(gone,)))
     town.until(lambda: puppet.hears_that("idle", "that the hub has"), "what is gone is let go")
     puppet.says(manifest=good)
-    town.until(lambda: puppet.hears_that("idle", version=7), "and back")
+    town.until(
+        lambda: (
+            puppet.hears_that("idle", version=7)
+            and set(held.digests()) == {link.blob for link in chain}
+        ),
+        "and back",
+    )
 
     memory = psutil.Process(agent.pid).memory_info().rss / 2**20
     print(f"idle supervisor after a version of 200 kB: {memory:.1f} MB resident")  # noqa: T201

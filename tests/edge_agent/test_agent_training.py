@@ -12,11 +12,11 @@ import pytest
 
 from edge_agent.config import AgentConfig, DataSource, Located
 from edge_agent.training import Trained, Training
-from federation.messages import Manifest
+from federation.messages import Link, Manifest
 from ffm_common.errors import MemoryLimitHit, PlanImpossible, WorkerFailed
 from ffm_common.files import sha256_bytes
 from ffm_common.task import Task
-from ffm_common.tensors import spec_digest
+from ffm_common.tensors import content_digest, load, spec_digest
 from learning import base, planning
 from learning.torch.engine import TorchEngine
 from profiles import profile as profiles
@@ -43,15 +43,17 @@ class Place:
         blob = pack(start, kind="version", version=0, base=self.digest, codec="fp32", seed=0)
         self.blob = folder / "version.ffm"
         self.blob.write_bytes(blob)
+        self.residual = folder / "none.safetensors"
         self.manifest = Manifest(
             federation="town",
             version=0,
-            blob=sha256_bytes(blob),
-            size=len(blob),
+            chain=(Link(blob=sha256_bytes(blob), size=len(blob)),),
+            content=content_digest(start),
             base=self.digest,
             spec=spec_digest(start),
             task=self.task,
-            codec="int8",
+            codec="ecsq0.5",
+            down_bits=8.0,
             deadline_s=600,
             open=True,
         )
@@ -111,11 +113,11 @@ def until_step(training: Training, step: int, seconds: float = 60) -> None:
 def test_paused_or_killed_training_ends_as_if_nothing_had_happened(place: Place) -> None:
     place.calibrate()
     calm = place.training("calm")
-    calm.begin(place.manifest, place.blob)
+    calm.begin(place.manifest, [place.blob], place.residual)
     undisturbed = finish(calm)
 
     troubled = place.training("troubled")
-    troubled.begin(place.manifest, place.blob)
+    troubled.begin(place.manifest, [place.blob], place.residual)
     until_step(troubled, 3)
     worker = troubled.worker
     assert worker is not None
@@ -126,7 +128,7 @@ def test_paused_or_killed_training_ends_as_if_nothing_had_happened(place: Place)
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()  # its memory is free
 
-    troubled.begin(place.manifest, place.blob)
+    troubled.begin(place.manifest, [place.blob], place.residual)
     until_step(troubled, 14)
     worker = troubled.worker
     assert worker is not None
@@ -137,8 +139,11 @@ def test_paused_or_killed_training_ends_as_if_nothing_had_happened(place: Place)
 
     again = place.training("troubled")  # as after a restart of the agent
     assert again.resumes(place.manifest)
-    again.begin(place.manifest, place.blob)
+    again.begin(place.manifest, [place.blob], place.residual)
     resumed = finish(again)
+    for trained in (undisturbed, resumed):  # what half a bit did not carry is kept for the next
+        assert trained.residual is not None
+        assert spec_digest(load(trained.residual)) == place.manifest.spec
     assert len(resumed.result.losses) == STEPS
     assert resumed.result.losses == pytest.approx(undisturbed.result.losses, rel=1e-4)
     assert resumed.offer.examples == undisturbed.offer.examples
@@ -147,7 +152,7 @@ def test_paused_or_killed_training_ends_as_if_nothing_had_happened(place: Place)
 def test_a_board_that_was_never_measured_is_measured_before_the_first_plan(place: Place) -> None:
     place.where.calibration.unlink(missing_ok=True)
     training = place.training("measured")
-    training.begin(place.manifest, place.blob)
+    training.begin(place.manifest, [place.blob], place.residual)
     assert training.measuring
     assert training.plan is None
     end = time.monotonic() + 60
@@ -166,7 +171,7 @@ def test_a_task_that_does_not_fit_is_refused_before_anything_starts(place: Place
     place.calibrate(small)
     training = place.training("small", small)
     with pytest.raises(PlanImpossible, match="256 MB"):
-        training.begin(place.manifest, place.blob)
+        training.begin(place.manifest, [place.blob], place.residual)
     assert not training.running
 
 
@@ -174,13 +179,13 @@ def test_a_worker_beyond_its_memory_is_ended_and_the_limit_is_named(place: Place
     tight = msgspec.structs.replace(PROFILE, memory_mb=200)
     place.calibrate(tight, floor_mb=50)  # a calibration that lies, so that the limit must hold
     training = place.training("tight", tight)
-    training.begin(place.manifest, place.blob)
+    training.begin(place.manifest, [place.blob], place.residual)
     with pytest.raises(MemoryLimitHit, match="200 MB"):
         finish(training)
     assert not training.running
     # and the agent takes the next work
     place.calibrate()
     training = place.training("next")
-    training.begin(place.manifest, place.blob)
+    training.begin(place.manifest, [place.blob], place.residual)
     until_step(training, 1)
     training.close()

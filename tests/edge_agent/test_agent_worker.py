@@ -9,17 +9,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.worker import UPDATE, TrainJob, TrainResult, train
+from edge_agent.worker import RESIDUAL, UPDATE, TrainJob, TrainResult, train
 from ffm_common import tensors as shape
 from ffm_common.errors import UpdateInvalid, WorkerFailed
-from ffm_common.task import Task
+from ffm_common.slices import take_slices
+from ffm_common.task import Adapter, Task
 from ffm_common.tensors import Array
 from learning import base
 from learning.model import Learner
 from learning.process import Worker
 from learning.trainer import Trainer
 from profiles.limits import Limits
-from quantization.updates.container import pack, shapes_of, unpack
+from quantization.updates.container import pack, read_header, shapes_of, unpack
 
 CHECKPOINT_EVERY = 10
 
@@ -39,9 +40,11 @@ def job(minilm: Path, task: Task, texts: Path, start: dict[str, Array], tmp_path
         base=str(minilm),
         base_digest=digest,
         version=4,
-        version_blob=str(tmp_path / "version.ffm"),
+        chain=(str(tmp_path / "version.ffm"),),
+        content=shape.content_digest(start),
         task=task,
         codec="fp32",
+        residual=None,
         data=str(texts),
         text=None,
         label=None,
@@ -82,6 +85,150 @@ def test_the_update_is_what_training_changed(
     wanted = shape.subtract(held, start)
     for name, array in wanted.items():
         np.testing.assert_array_equal(delta[name], array)
+
+
+def test_a_board_of_a_smaller_rank_trains_the_first_slices_at_the_same_scale(
+    job: TrainJob, task: Task, minilm: Path, texts: Path, start: dict[str, Array], tmp_path: Path
+) -> None:
+    few = msgspec.structs.replace(
+        task,
+        adapter=Adapter(min_rank=2),
+        training=msgspec.structs.replace(task.training, local_steps=2),
+    )
+    train(msgspec.structs.replace(job, task=few, rank=4), tmp_path, lambda *_: None)
+    small = Learner(minilm, msgspec.structs.replace(few, adapter=Adapter(rank=4, alpha=8)))
+    first = take_slices(start, 4)
+    small.engine.write(first)
+    Trainer(small.engine, small.shard(texts), few.training, micro_batch=4, seed=job.seed).run(2)
+    wanted = shape.subtract(small.engine.read(), first)
+    blob = (tmp_path / UPDATE).read_bytes()
+    _, delta = unpack(blob, shapes_of(first), base=job.base_digest)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(delta[name], array)
+    # What the hub makes of it: it knows the rank from the names and shapes that it was made for.
+    opened = {rank: shapes_of(take_slices(start, rank)).spec for rank in few.adapter.ranks}
+    assert opened[4] == read_header(blob).spec
+
+
+def test_frozen_layers_are_computed_for_the_first_version_and_kept_for_the_next(
+    job: TrainJob, task: Task, minilm: Path, tmp_path: Path
+) -> None:
+    few = msgspec.structs.replace(
+        task,
+        adapter=Adapter(top_layers=2),
+        training=msgspec.structs.replace(task.training, local_steps=3),
+    )
+    start = Learner(minilm, few).engine.read()
+    blob = pack(start, kind="version", version=4, base=job.base_digest, codec="fp32", seed=1)
+    Path(job.chain[0]).write_bytes(blob)
+    plain = msgspec.structs.replace(job, task=few, content=shape.content_digest(start))
+    cache = tmp_path / "prefix"
+    keeping = msgspec.structs.replace(plain, cached_layers=4, cache_mb=5, cache=str(cache))
+
+    def losses(job: TrainJob, name: str) -> tuple[float, ...]:
+        (tmp_path / name).mkdir()
+        return train(job, tmp_path / name, lambda *_: None).losses
+
+    wanted = losses(plain, "plain")
+    first = losses(keeping, "first")
+    (kept,) = cache.iterdir()
+    content = kept.read_bytes()
+    assert losses(keeping, "second") == first
+    assert kept.read_bytes() == content
+    np.testing.assert_allclose(first, wanted, atol=0.02)
+
+
+def delta(changes: dict[str, Array], version: int, digest: str) -> bytes:
+    return pack(
+        changes,
+        kind="delta",
+        version=version,
+        from_version=version - 1,
+        base=digest,
+        codec="ecsq2",
+        seed=version,
+    )
+
+
+def test_a_worker_trains_from_what_a_keyframe_and_its_deltas_add_up_to(
+    job: TrainJob, task: Task, minilm: Path, texts: Path, start: dict[str, Array], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    truth, paths = start, list(job.chain)
+    for version in (5, 6):
+        step = {
+            name: np.float32(1e-3) * rng.standard_normal(a.shape, np.float32)
+            for name, a in start.items()
+        }
+        blob = delta(step, version, job.base_digest)
+        _, decoded = unpack(blob, shapes_of(start), base=job.base_digest)
+        truth = shape.add(truth, decoded)
+        paths.append(str(tmp_path / f"{version}.ffm"))
+        Path(paths[-1]).write_bytes(blob)
+    few = msgspec.structs.replace(
+        task, training=msgspec.structs.replace(task.training, local_steps=2)
+    )
+    whole = msgspec.structs.replace(
+        job, task=few, version=6, chain=tuple(paths), content=shape.content_digest(truth)
+    )
+    train(whole, tmp_path, lambda *_: None)
+    learner = Learner(minilm, few)
+    learner.engine.write(truth)
+    Trainer(learner.engine, learner.shard(texts), few.training, micro_batch=4, seed=5).run(2)
+    header, update = unpack(
+        (tmp_path / UPDATE).read_bytes(), shapes_of(start), base=job.base_digest
+    )
+    assert header.version == 6
+    for name, array in shape.subtract(learner.engine.read(), truth).items():
+        np.testing.assert_array_equal(update[name], array)
+
+    (tmp_path / UPDATE).unlink()
+    for wrong in (
+        msgspec.structs.replace(whole, chain=tuple(paths[:2])),
+        msgspec.structs.replace(whole, content="0" * 64),
+    ):
+        with pytest.raises(UpdateInvalid, match="not what the hub holds"):
+            train(wrong, tmp_path, lambda *_: None)
+    assert not (tmp_path / UPDATE).exists()
+
+
+def test_what_a_lossy_codec_leaves_out_goes_with_the_next_update(
+    job: TrainJob, task: Task, start: dict[str, Array], tmp_path: Path
+) -> None:
+    few = msgspec.structs.replace(
+        task, training=msgspec.structs.replace(task.training, local_steps=2)
+    )
+    lossy = msgspec.structs.replace(
+        job, task=few, codec="ecsq0.5", residual=str(tmp_path / "none.safetensors")
+    )
+
+    def update(job: TrainJob) -> tuple[dict[str, Array], dict[str, Array], bytes]:
+        folder = tmp_path / "work"
+        folder.mkdir(exist_ok=True)
+        train(job, folder, lambda *_: None)
+        blob = (folder / UPDATE).read_bytes()
+        _, sent = unpack(blob, shapes_of(start), base=job.base_digest)
+        left = shape.load(folder / RESIDUAL) if (folder / RESIDUAL).exists() else {}
+        return sent, left, blob
+
+    exact, none, _ = update(msgspec.structs.replace(job, task=few))
+    assert none == {}
+    sent, left, blob = update(lossy)
+    assert len(blob) <= 0.5 / 8 * shape.count(start) + 142 + 64 + 2 * len(start)
+    for name, array in exact.items():
+        np.testing.assert_allclose(sent[name] + left[name], array, atol=1e-7)
+
+    (tmp_path / "work" / RESIDUAL).rename(tmp_path / "first.safetensors")
+    # The next version, which happens to be the same: it is the residual alone that differs.
+    blob = pack(start, kind="version", version=5, base=job.base_digest, codec="fp32", seed=1)
+    Path(job.chain[0]).write_bytes(blob)
+    following = msgspec.structs.replace(
+        lossy, version=5, residual=str(tmp_path / "first.safetensors")
+    )
+    sent, later, first = update(following)
+    for name, array in exact.items():
+        np.testing.assert_allclose(sent[name] + later[name], array + left[name], atol=1e-7)
+    assert update(following)[2] == first, "trained again after a kill, it is the same update"
 
 
 def test_a_version_of_another_base_is_refused_before_anything_is_trained(

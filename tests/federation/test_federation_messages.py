@@ -14,6 +14,7 @@ from federation.messages import (
     Get,
     Gone,
     HubState,
+    Link,
     Manifest,
     Message,
     Need,
@@ -26,15 +27,17 @@ from ffm_common.errors import MessageInvalid
 from ffm_common.task import Task
 
 DIGEST = "0123456789abcdef" * 4
+OTHER = "f" * 64
 MANIFEST = Manifest(
     federation="spam",
     version=3,
-    blob=DIGEST,
-    size=70_000,
+    chain=(Link(blob=DIGEST, size=70_000), Link(blob=OTHER, size=20_000)),
+    content=DIGEST,
     base=DIGEST,
     spec=DIGEST,
     task=Task(labels=("ham", "spam"), seed=7),
     codec="int8",
+    down_bits=2.6,
     deadline_s=600.0,
     open=True,
 )
@@ -93,10 +96,19 @@ def test_lists_are_bounded() -> None:
         decode(json.dumps({"digest": DIGEST, "ranges": ranges}).encode(), Need)
     with pytest.raises(MessageInvalid):
         decode(json.dumps({"digest": DIGEST, "ranges": []}).encode(), Get)
+    for length in (0, 65):
+        manifest = json.loads(encode(MANIFEST))
+        manifest["chain"] = length * manifest["chain"][:1]
+        with pytest.raises(MessageInvalid, match="chain"):
+            decode(json.dumps(manifest).encode(), Manifest)
     manifest = json.loads(encode(MANIFEST))
     manifest["task"]["labels"] = [str(index) for index in range(1001)]
     with pytest.raises(MessageInvalid):
         decode(json.dumps(manifest).encode(), Manifest)
+
+
+def test_a_version_is_known_by_its_last_container() -> None:
+    assert MANIFEST.blob == OTHER
 
 
 def test_a_task_that_is_not_understood_whole_is_refused() -> None:

@@ -20,7 +20,7 @@ from federation import session as session_module
 from federation.blobs import BlobStore
 from federation.chunks import CHUNK
 from federation.download import Downloader, serve
-from federation.messages import Done, Get, Gone, Need, Offer, Receipt, decode
+from federation.messages import Done, Get, Gone, Link, Need, Offer, Receipt, decode
 from federation.outbox import Outbox
 from federation.receive import UploadReceiver
 from federation.session import Acked, Connected, Disconnected, Event, Received, Session
@@ -514,11 +514,11 @@ def test_a_download_of_1_mb_goes_on_after_a_restart(
     blob = random.Random(5).randbytes(1_000_000)
     digest = hub.store.put(blob)
     first = Agent(tmp_path / "agent", broker.port)
-    first.downloader.want(digest, len(blob))
+    first.downloader.want([Link(blob=digest, size=len(blob))])
     first.run(lambda: first.chunks >= 6)
     first.close()
     second = Agent(tmp_path / "agent", broker.port)
-    second.downloader.want(digest, len(blob))
+    second.downloader.want([Link(blob=digest, size=len(blob))])
     second.run(lambda: second.completed == [digest])
     second.close()
     assert second.store.read(digest, 0, len(blob)) == blob
@@ -531,7 +531,7 @@ def test_a_download_goes_on_after_the_link_is_cut(
     blob = random.Random(5).randbytes(1_000_000)
     digest = hub.store.put(blob)
     agent = Agent(tmp_path / "agent", proxy.port)
-    agent.downloader.want(digest, len(blob))
+    agent.downloader.want([Link(blob=digest, size=len(blob))])
     agent.run(lambda: agent.chunks >= 6)
     proxy.cut()
     agent.run(lambda: agent.completed == [digest])

@@ -19,6 +19,7 @@ from federation.messages import (
     Done,
     Get,
     Gone,
+    Link,
     Need,
     Offer,
     Receipt,
@@ -367,7 +368,7 @@ def test_a_hub_stops_asking_an_agent_that_has_left(world: World) -> None:
 def test_a_version_comes_down_with_no_chunk_sent_twice(world: World) -> None:
     blob = random.Random(3).randbytes(1_000_000)
     digest = world.store.put(blob)
-    world.downloaders["a"].want(digest, len(blob))
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
     world.run(lambda: world.completed == [digest])
     assert (world.folder / "a-versions" / digest).read_bytes() == blob
     assert world.chunks == 17
@@ -376,17 +377,63 @@ def test_a_version_comes_down_with_no_chunk_sent_twice(world: World) -> None:
 def test_a_download_goes_on_after_a_restart(world: World) -> None:
     blob = random.Random(3).randbytes(1_000_000)
     digest = world.store.put(blob)
-    world.downloaders["a"].want(digest, len(blob))
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
     world.run_chunks(9)
     world.start_agent("a")
-    world.downloaders["a"].want(digest, len(blob))
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
     world.run(lambda: world.completed == [digest])
     assert world.chunks == 17
 
 
+def chain_of(world: World, count: int) -> list[Link]:
+    """Put blobs of two chunks each into the hub's store."""
+    blobs = [random.Random(seed).randbytes(CHUNK + 100 + seed) for seed in range(count)]
+    return [Link(blob=world.store.put(blob), size=len(blob)) for blob in blobs]
+
+
+def test_a_chain_comes_down_in_its_order_with_no_chunk_sent_twice(world: World) -> None:
+    chain = chain_of(world, 10)
+    seen: list[str | None] = []
+    world.downloaders["a"].want(chain)
+    while not world.completed:
+        seen.append(world.downloaders["a"].wanted)
+        world.run_chunks(1)
+    assert list(dict.fromkeys(seen)) == [link.blob for link in chain]
+    assert world.completed == [chain[-1].blob]
+    assert world.chunks == 20
+
+
+def test_of_a_chain_only_what_is_missing_is_fetched_after_a_restart_too(world: World) -> None:
+    chain = chain_of(world, 4)
+    world.downloaders["a"].want(chain[:2])
+    world.run(lambda: world.completed == [chain[1].blob])
+    assert world.chunks == 4
+    world.downloaders["a"].want(chain)
+    world.run_chunks(3)
+    world.start_agent("a")
+    world.downloaders["a"].want(chain)
+    world.run(lambda: world.completed == [chain[1].blob, chain[3].blob])
+    assert world.chunks == 8
+
+
+def test_a_chain_whose_middle_the_hub_has_not_got_is_given_up(world: World) -> None:
+    chain = chain_of(world, 3)
+    world.store.remove(chain[1].blob)
+    world.downloaders["a"].want(chain)
+    world.run(lambda: world.gone == [chain[1].blob])
+    assert world.downloaders["a"].wanted is None
+    assert world.completed == []
+
+
+def test_a_chain_too_large_in_all_is_refused(world: World) -> None:
+    half = Link(blob=DIGEST, size=LIMIT // 2 + 1)
+    with pytest.raises(BlobOversize):
+        world.downloaders["a"].want([half, half])
+
+
 def test_a_version_that_is_here_is_not_fetched(world: World) -> None:
     BlobStore(world.folder / "a-versions").put(BLOB)
-    world.downloaders["a"].want(DIGEST, len(BLOB))
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
     assert world.completed == [DIGEST]
     assert world.wire == []
 
@@ -394,15 +441,15 @@ def test_a_version_that_is_here_is_not_fetched(world: World) -> None:
 def test_a_newer_version_replaces_the_one_on_its_way(world: World) -> None:
     world.store.put(BLOB)
     other = world.store.put(BLOB[1:])
-    world.downloaders["a"].want(DIGEST, len(BLOB))
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
     world.run_chunks(2)
-    world.downloaders["a"].want(other, len(BLOB) - 1)
+    world.downloaders["a"].want([Link(blob=other, size=len(BLOB) - 1)])
     world.run(lambda: world.completed == [other])
     assert list((world.folder / "a-versions" / "incoming").iterdir()) == []
 
 
 def test_a_version_that_the_hub_does_not_have_ends_the_download(world: World) -> None:
-    world.downloaders["a"].want(DIGEST, len(BLOB))
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
     world.run(lambda: world.gone == [DIGEST])
     assert world.downloaders["a"].wanted is None
 
@@ -410,7 +457,7 @@ def test_a_version_that_the_hub_does_not_have_ends_the_download(world: World) ->
 def test_a_version_broken_at_the_hub_is_given_up(world: World) -> None:
     world.store.put(BLOB)
     world.store.path(DIGEST).write_bytes(bytes(len(BLOB)))
-    world.downloaders["a"].want(DIGEST, len(BLOB))
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
     world.run(lambda: world.gone == [DIGEST])
     assert world.chunks == 3 * 6
     assert world.completed == []
@@ -418,7 +465,7 @@ def test_a_version_broken_at_the_hub_is_given_up(world: World) -> None:
 
 def test_an_oversize_version_is_refused_before_anything_is_allocated(world: World) -> None:
     with pytest.raises(BlobOversize):
-        world.downloaders["a"].want(DIGEST, LIMIT + 1)
+        world.downloaders["a"].want([Link(blob=DIGEST, size=LIMIT + 1)])
     assert world.downloaders["a"].wanted is None
     assert list((world.folder / "a-versions" / "incoming").iterdir()) == []
 
@@ -434,7 +481,7 @@ def test_a_slow_link_is_not_flooded_with_the_same_chunks(world: World) -> None:
     """60 KiB take 8 s, as over a link of 60 kbit/s."""
     blob = random.Random(3).randbytes(20 * CHUNK)
     digest = world.store.put(blob)
-    world.downloaders["a"].want(digest, len(blob))
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
     for second in range(1, 2000):
         world.tick(1.0)
         for position in reversed(range(len(world.wire))):
@@ -466,14 +513,17 @@ def test_no_order_of_events_loses_an_update_or_counts_it_twice(
         world = World(Path(name))
         try:
             world.outboxes["a"].add(OFFER, BLOB)
-            version = world.store.put(BLOB[:-7])
-            world.downloaders["a"].want(version, len(BLOB) - 7)
+            parts = (BLOB[:-7], BLOB[: CHUNK + 9])
+            chain = [Link(blob=world.store.put(part), size=len(part)) for part in parts]
+            world.downloaders["a"].want(chain)
             for action, number in steps:
-                _act(world, action, number, version)
+                _act(world, action, number, chain)
             world.up = True
             world.uploaders["a"].on_connected()
             world.downloaders["a"].on_connected()
-            world.run(lambda: world.idle() and version in world.completed)
+            world.run(lambda: world.idle() and chain[-1].blob in world.completed)
+            here = BlobStore(world.folder / "a-versions")
+            assert set(here.digests()) == {link.blob for link in chain}
             assert world.counted["a", DIGEST] == BLOB
             assert world.accepted == 1
             assert world.settled["a"] == [Done(digest=DIGEST, version=0)]
@@ -481,7 +531,7 @@ def test_no_order_of_events_loses_an_update_or_counts_it_twice(
             world.close()
 
 
-def _act(world: World, action: str, number: int, version: str) -> None:
+def _act(world: World, action: str, number: int, chain: list[Link]) -> None:
     wire = world.wire
     position = number % len(wire) if wire else 0
     match action:
@@ -505,8 +555,8 @@ def _act(world: World, action: str, number: int, version: str) -> None:
             world.start_hub()
         case "agent":
             world.start_agent("a")
-            if version not in world.completed:
-                world.downloaders["a"].want(version, len(BLOB) - 7)
+            if not world.completed:
+                world.downloaders["a"].want(chain)
         case "down":
             world.up = False
         case "up":

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import threading
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given as drawn
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from ffm_common.errors import UpdateInvalid
 from ffm_common.task import Task
 from ffm_common.tensors import Array, content_digest, subtract
-from hub.aggregation import Contribution, aggregate, example_weights, hold, mean_product
+from hub.aggregation import Contribution, aggregate, example_weights, hold
+from hub.products import Dense, Stack, new_sum
 from learning.model import Learner
 from learning.trainer import Trainer
+from quantization.updates.container import pack, shapes_of, unpack
 
 OUT, IN, RANK = 24, 40, 4
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "classifier.weight"
@@ -30,7 +35,11 @@ def adapter(seed: int, rank: int = RANK) -> dict[str, Array]:
 
 
 def contribution(version: dict[str, Array], now: dict[str, Array], examples: int) -> Contribution:
-    return Contribution(subtract(now, version), examples)
+    return given(subtract(now, version), examples)
+
+
+def given(delta: dict[str, Array], examples: int = 1, rank: int | None = None) -> Contribution:
+    return Contribution(lambda: delta, examples, rank)
 
 
 def product(tensors: dict[str, Array]) -> np.ndarray:
@@ -83,7 +92,7 @@ def test_averaging_the_factors_separately_would_be_wrong() -> None:
 
 
 @settings(max_examples=25)
-@given(st.permutations(range(5)), st.integers(0, 2**31))
+@drawn(st.permutations(range(5)), st.integers(0, 2**31))
 def test_the_order_of_arrival_changes_no_bit(order: list[int], seed: int) -> None:
     version = adapter(seed)
     clients = {f"agent-{n}": contribution(version, adapter(seed + n + 1), 10 + n) for n in range(5)}
@@ -94,7 +103,7 @@ def test_the_order_of_arrival_changes_no_bit(order: list[int], seed: int) -> Non
 
 
 @settings(max_examples=25)
-@given(
+@drawn(
     st.permutations(range(RANK)),
     st.lists(st.sampled_from([-1.0, 1.0]), min_size=RANK, max_size=RANK),
 )
@@ -114,7 +123,7 @@ def test_turning_and_swapping_the_columns_of_a_client_changes_nothing(
 
 def test_columns_come_out_ordered_by_energy_with_their_weight_split_evenly() -> None:
     version = adapter(0)
-    found = aggregate(version, {"a": contribution(version, adapter(1), 1)}).tensors
+    found = aggregate(version, {"a": contribution(version, adapter(1), 1)}, least=1).tensors
     rows = np.linalg.norm(found[A], axis=1)
     columns = np.linalg.norm(found[B], axis=0)
     np.testing.assert_allclose(rows, columns, rtol=1e-5)
@@ -151,15 +160,18 @@ def test_a_rank_above_the_layers_size_works(out: int, inner: int, rank: int) -> 
     draw = np.random.default_rng(0)
     a = [draw.standard_normal((rank, inner)).astype(np.float32) for _ in range(3)]
     b = [draw.standard_normal((out, rank)).astype(np.float32) for _ in range(3)]
-    new_a, new_b, lost, whole = mean_product(a, b, [0.2, 0.3, 0.5])
-    mean = 0.2 * b[0] @ a[0] + 0.3 * b[1] @ a[1] + 0.5 * b[2] @ a[2]
-    assert (new_a.shape, new_b.shape) == ((rank, inner), (out, rank))
-    np.testing.assert_allclose(new_b @ new_a, mean, atol=1e-5)
-    assert lost == 0.0
-    assert whole == pytest.approx((mean**2).sum(), rel=1e-5)
+    version = {A: a[0], B: b[0]}
+    clients = {
+        str(n): contribution(version, {A: a[n], B: b[n]}, 10 * (n + 2)) for n in range(len(a))
+    }
+    found = aggregate(version, clients)
+    mean = sum(w * b[n] @ a[n] for n, w in enumerate(example_weights([20, 30, 40])))
+    assert (found.tensors[A].shape, found.tensors[B].shape) == ((rank, inner), (out, rank))
+    np.testing.assert_allclose(product(found.tensors), mean, atol=1e-5)
+    assert found.tail < 1e-12
 
 
-@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=8))
+@drawn(st.lists(st.integers(1, 10**9), min_size=1, max_size=8))
 def test_no_shard_weighs_more_than_twice_or_less_than_half_the_median(examples: list[int]) -> None:
     weights = example_weights(examples)
     assert sum(weights) == pytest.approx(1)
@@ -192,12 +204,12 @@ def test_no_update_at_all_is_refused() -> None:
 def test_an_update_of_other_names_or_shapes_is_refused_with_its_sender() -> None:
     version = adapter(0)
     good = contribution(version, adapter(1), 1)
-    other = Contribution({A: version[A], B: version[B]}, 1)
+    other = given({A: version[A], B: version[B]})
     with pytest.raises(UpdateInvalid, match="agent-7"):
         aggregate(version, {"agent-1": good, "agent-7": other})
     wider = adapter(0, rank=8)
     with pytest.raises(UpdateInvalid, match="agent-7"):
-        aggregate(version, {"agent-1": good, "agent-7": Contribution(wider, 1)})
+        aggregate(version, {"agent-1": good, "agent-7": given(wider)})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e20])
@@ -212,14 +224,103 @@ def test_an_update_that_would_spoil_the_mean_is_refused_with_its_sender(
         hold(version, delta, "agent-7")
     good = contribution(version, adapter(1), 1)
     with pytest.raises(UpdateInvalid, match="agent-7"):
-        aggregate(version, {"agent-1": good, "agent-7": Contribution(delta, 1)})
+        aggregate(version, {"agent-1": good, "agent-7": given(delta)})
 
 
 def test_the_largest_update_that_is_taken_leaves_everything_finite() -> None:
     version = adapter(0)
-    huge = {name: np.full_like(array, 0.9e15) for name, array in version.items()}
-    found = aggregate(version, {"a": Contribution(huge, 1), "b": Contribution(huge, 1)})
+    huge = {
+        name: np.full_like(array, 0.9e15 / np.sqrt(array.size)) for name, array in version.items()
+    }
+    found = aggregate(version, {"a": given(huge), "b": given(huge)})
     assert all(np.isfinite(array).all() for array in found.tensors.values())
+
+
+def coded(version: dict[str, Array], seed: int) -> Contribution:
+    """Give an update as it comes: one bit per parameter, decoded when its turn comes."""
+    draw = np.random.default_rng(seed)
+    delta = {
+        name: 0.05 * draw.standard_normal(array.shape).astype(np.float32)
+        for name, array in version.items()
+    }
+    blob = pack(delta, kind="update", version=1, base="ab" * 32, codec="eden1", seed=seed)
+    layout = shapes_of(version)
+    return Contribution(lambda: unpack(blob, layout, base="ab" * 32)[1], 10 + seed % 7)
+
+
+def two_layers() -> dict[str, Array]:
+    """Give a layer whose updates are stacked and one whose updates are multiplied out."""
+    draw = np.random.default_rng(0)
+    shapes = {
+        f"thin.{A}": (1, 100),
+        f"thin.{B}": (96, 1),
+        f"dense.{A}": (1, 40),
+        f"dense.{B}": (24, 1),
+        HEAD: (3, 40),
+    }
+    return {
+        name: 0.1 * draw.standard_normal(found).astype(np.float32) for name, found in shapes.items()
+    }
+
+
+def test_a_hundred_orders_of_arrival_give_the_same_bits() -> None:
+    version = two_layers()
+    clients = {f"agent-{n:02d}": coded(version, n) for n in range(12)}
+    assert isinstance(new_sum(96, 100, 12), Stack)
+    assert isinstance(new_sum(24, 40, 12), Dense)
+    wanted = aggregate(version, clients)
+    digest = content_digest(wanted.tensors)
+    draw = np.random.default_rng(1)
+    names = list(clients)
+    for _ in range(100):
+        arrived = {names[place]: clients[names[place]] for place in draw.permutation(len(names))}
+        found = aggregate(version, arrived)
+        assert (content_digest(found.tensors), found.tail) == (digest, wanted.tail)
+
+
+def test_each_update_is_decoded_once_in_the_order_of_ids() -> None:
+    version = adapter(0)
+    delta = subtract(adapter(1), version)
+    read: list[str] = []
+
+    def contributed(name: str) -> Contribution:
+        def decode() -> dict[str, Array]:
+            read.append(name)
+            return delta
+
+        return Contribution(decode, 1)
+
+    names = [f"agent-{n:03d}" for n in range(200)]
+    aggregate(version, {name: contributed(name) for name in reversed(names)})
+    assert read == names
+
+
+def test_memory_does_not_grow_with_the_number_of_updates() -> None:
+    version = {A: np.ones((4, 200), np.float32), B: np.ones((200, 4), np.float32)}
+    update = Contribution(lambda: {name: array.copy() for name, array in version.items()}, 1)
+
+    def peak(count: int) -> int:
+        clients = {f"agent-{n:04d}": update for n in range(count)}
+        tracemalloc.start()
+        aggregate(version, clients)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(400) < 1.2 * peak(40)
+
+
+def test_an_update_that_cannot_be_decoded_when_its_turn_comes_ends_the_aggregation() -> None:
+    version = adapter(0)
+
+    def broken() -> dict[str, Array]:
+        raise UpdateInvalid("container bytes do not give their digest")
+
+    clients = {f"agent-{n:02d}": contribution(version, adapter(1), 1) for n in range(30)}
+    before = threading.active_count()
+    with pytest.raises(UpdateInvalid, match="digest"):
+        aggregate(version, clients | {"agent-07": Contribution(broken, 1)})
+    assert threading.active_count() == before
 
 
 def test_identical_devices_answer_as_one_that_trained_alone(

@@ -45,7 +45,10 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(
     ("line", "named"),
     [
         ('codec_up = "jpeg"', "codec_up"),
-        ('codec_down = ""', "codec_down"),
+        ('codec_keyframe = ""', "codec_keyframe"),
+        ('codec_delta = "ecsq9"', "codec_delta"),
+        ("keyframe_every = 0", "keyframe_every"),
+        ("keyframe_every = 65", "keyframe_every"),
         ("seed = -1", "seed"),
         ('federation = "Town"', "federation"),
         ('federation = "a/b"', "federation"),

@@ -20,6 +20,8 @@ def version(number: int) -> VersionRow:
         version=number,
         blob=f"{number:064x}",
         size=1000 + number,
+        kind="delta" if number % 10 else "version",
+        error=0.3,
         accuracy=0.5,
         loss=1.25,
         updates=3,
@@ -126,6 +128,13 @@ def test_a_version_is_written_once(ledger: Ledger) -> None:
     ledger.add_version(version(0))
     with pytest.raises(sqlite3.IntegrityError):
         ledger.add_version(version(0))
+
+
+def test_a_chain_is_the_last_keyframe_and_the_deltas_after_it(ledger: Ledger) -> None:
+    assert ledger.chain() == []
+    for number in range(25):
+        ledger.add_version(version(number))
+        assert [row.version for row in ledger.chain()] == list(range(number // 10 * 10, number + 1))
 
 
 def test_what_is_pinned_stays(ledger: Ledger) -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from ffm_common import tensors as shape
 from ffm_common.errors import AdapterInvalid
-from ffm_common.task import Task
-from hub.worker import ADAPTER, BLOB, VersionJob, make_version
+from ffm_common.task import Adapter, Task
+from hub.worker import ADAPTER, BLOB, CARRIED, VersionJob, make_version
 from learning import adapter, base
 from learning.model import Learner
 from learning.trainer import Trainer, evaluate
+from quantization.updates.chain import decode
 from quantization.updates.container import shapes_of, unpack
 
 
@@ -24,8 +25,11 @@ def job(minilm: Path, task: Task, texts: Path) -> VersionJob:
         base_digest=base.describe(minilm).digest,
         version=0,
         candidate=None,
+        before=None,
+        carried=None,
         task=task,
-        codec="int8",
+        codecs=("int8", "ecsq2"),
+        keyframe=True,
         train=str(texts),
         evaluation=str(texts),
         text=None,
@@ -81,7 +85,7 @@ def test_a_candidate_is_refreshed_on_public_data_with_its_own_rate(
     shape.save(candidate, learner.engine.read())
     steps: list[tuple[object, ...]] = []
     closing = msgspec.structs.replace(
-        job, version=1, candidate=str(candidate), codec="fp32", steps=4, rate_scale=0.5
+        job, version=1, candidate=str(candidate), codecs=("fp32", "fp32"), steps=4, rate_scale=0.5
     )
     result = make_version(closing, tmp_path, lambda *step: steps.append(step))
     assert [step[:2] for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -94,6 +98,52 @@ def test_a_candidate_is_refreshed_on_public_data_with_its_own_rate(
     assert shape.content_digest(kept) == shape.content_digest(learner.engine.read())
 
 
+def test_a_delta_is_judged_and_kept_as_agents_decode_it(
+    job: VersionJob, minilm: Path, task: Task, texts: Path, tmp_path: Path
+) -> None:
+    made = []
+    for attempt in ("first", "again"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        make_version(job, folder, silent)
+        blobs = [(folder / BLOB).read_bytes()]
+        before = adapter.load_tensors(folder / ADAPTER)
+        (folder / ADAPTER).rename(folder / "before")
+        (folder / CARRIED).rename(folder / "carried-before")
+        rng = np.random.default_rng(0)
+        candidate = tmp_path / "candidate.safetensors"
+        step = {
+            name: np.float32(1e-2) * rng.standard_normal(array.shape, np.float32)
+            for name, array in before.items()
+        }
+        shape.save(candidate, shape.add(before, step))
+        result = make_version(
+            msgspec.structs.replace(
+                job,
+                version=1,
+                candidate=str(candidate),
+                before=str(folder / "before"),
+                carried=str(folder / "carried-before"),
+                keyframe=False,
+                steps=0,
+            ),
+            folder,
+            silent,
+        )
+        assert result.kind == "delta"
+        assert 0.2 < result.error < 0.4
+        blobs.append((folder / BLOB).read_bytes())
+        learner = Learner(minilm, task)
+        version, state = decode(blobs, shapes_of(learner.engine.read()), base=job.base_digest)
+        assert version == 1
+        kept = adapter.load_tensors(folder / ADAPTER)
+        assert shape.content_digest(state) == shape.content_digest(kept)
+        learner.engine.write(state)
+        assert evaluate(learner.engine, learner.shard(texts)) == result.measure
+        made.append([*blobs, *(path.read_bytes() for path in (folder / CARRIED).iterdir())])
+    assert made[0] == made[1]
+
+
 def test_without_public_steps_the_candidate_is_the_version(
     job: VersionJob, minilm: Path, task: Task, tmp_path: Path
 ) -> None:
@@ -101,7 +151,7 @@ def test_without_public_steps_the_candidate_is_the_version(
     tensors = Learner(minilm, task).engine.read()
     shape.save(candidate, tensors)
     closing = msgspec.structs.replace(
-        job, version=1, candidate=str(candidate), codec="fp32", steps=0
+        job, version=1, candidate=str(candidate), codecs=("fp32", "fp32"), steps=0
     )
     assert make_version(closing, tmp_path, silent).public_loss is None
     kept = adapter.load_tensors(tmp_path / ADAPTER)
@@ -118,3 +168,22 @@ def test_a_candidate_that_does_not_fit_is_refused_and_nothing_is_left(
             msgspec.structs.replace(job, version=1, candidate=str(candidate)), tmp_path, silent
         )
     assert [path.name for path in tmp_path.iterdir()] == [candidate.name]
+
+
+def test_a_masked_language_model_is_made_and_its_texts_are_tokenized_once(
+    job: VersionJob, texts: Path, tmp_path: Path
+) -> None:
+    masked = Task(kind="masked-lm", adapter=Adapter(rank=2, targets=("query", "value")))
+    job = msgspec.structs.replace(
+        job, task=masked, text="text", tokens=str(tmp_path / "tokens"), tokens_mb=1
+    )
+    for attempt in ("first", "again"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        result = make_version(job, folder, silent)
+        (found,) = (tmp_path / "tokens").iterdir()
+        assert result.measure.examples == 1
+        assert 5 < result.measure.loss < 15
+        kept = adapter.load_tensors(folder / ADAPTER)
+        assert sum(".transform." in name for name in kept) == 4
+    assert found.stat().st_size < 1000

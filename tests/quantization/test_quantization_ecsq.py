@@ -21,7 +21,10 @@ SIZE = 460_800
 
 @pytest.mark.parametrize(
     ("rate", "most"),
-    [(0.1, 0.05), (0.25, 0.1), (0.5, 0.17), (1, 0.26), (2, 0.28), (3, 0.28), (4, 0.28)],
+    [
+        *((0.1, 0.05), (0.25, 0.1), (0.5, 0.17), (0.75, 0.23), (1, 0.26)),
+        *((1.5, 0.28), (2, 0.28), (2.5, 0.28), (3, 0.28), (3.5, 0.28), (4, 0.28)),
+    ],
 )
 def test_a_gaussian_source_costs_little_more_than_the_rate_distortion_bound(
     rate: float, most: float
@@ -65,6 +68,18 @@ def test_no_source_takes_more_than_its_budget_or_gains_energy(
     assert decoded.dtype == np.float32
     error = np.square(decoded.astype(np.float64) - flat).sum()
     assert error <= 1.0001 * np.square(flat.astype(np.float64)).sum()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("source", ["gaussian", "flat", "heavy"])
+def test_an_adapter_of_many_tensors_takes_the_bytes_it_was_given(rate: float, source: str) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [8 * 384, 384 * 8] * 36 + [2 * 384, 2]
+    parts = [10 ** rng.uniform(-5, 0) * SOURCES[source](rng, size) for size in sizes]
+    flat = np.concatenate(parts).astype(np.float32)
+    budget = rate * flat.size / 8
+    spent = len(Ecsq(rate).encode(flat, sizes, 0)) - 2 * len(sizes)
+    assert 0.97 * budget < spent <= budget + OVERHEAD_BYTES
 
 
 def test_tensors_of_different_magnitude_lose_the_same_share() -> None:

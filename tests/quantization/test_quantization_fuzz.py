@@ -21,7 +21,7 @@ from ffm_common.errors import UpdateInvalid
 from quantization.updates.container import pack, shapes_of, unpack
 from quantization.updates.layout import Layout
 
-INPUTS = 250_000
+INPUTS = 100_000
 BASE = "5a" * 32
 CODECS = ("fp32", "int8", "eden1", "eden2", "eden3", "eden4", "ecsq0.1", "ecsq1", "ecsq4")
 HEAD = 110
