@@ -10,6 +10,7 @@ import msgspec
 from ffm_common.task import Task
 from learning import process
 from learning.trainer import Measure
+from profiles.calibration import Products
 
 
 class BaselineJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +23,7 @@ class BaselineJob(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     micro_batch: int
     threads: int
+    products: Products
     seed: int
 
 
@@ -30,7 +32,7 @@ def alone(job: BaselineJob, _folder: Path, report: process.Report) -> Measure:
     from learning.model import Learner
     from learning.trainer import Trainer, evaluate
 
-    learner = Learner(Path(job.base), job.task, threads=job.threads)
+    learner = Learner(Path(job.base), job.task, threads=job.threads, products=job.products)
     trainer = Trainer(
         learner.engine,
         learner.shard(Path(job.train)),

@@ -21,6 +21,12 @@ def add_commands(commands: Any) -> None:
         "--base", type=Path, help="folder made by `ffm model prepare` (MiniLM-L6 in NF4)"
     )
     demo.add_argument("--adapter", choices=("lora", "prompt"), default="lora")
+    demo.add_argument(
+        "--engine",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="onnx: agents on smaller boards, which hold no torch",
+    )
     demo.add_argument("--agents", type=_between(1, 64), default=4)
     demo.add_argument("--versions", type=_between(1, 1000), default=6)
     demo.add_argument(

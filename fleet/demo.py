@@ -29,15 +29,19 @@ from hub.broker import find_mosquitto
 from hub.ledger import VersionRow, read_versions
 from learning import adapter as adapters
 from learning import base, planning
-from learning.data import Example, label_names, load_labelled, require_labels
+from learning.engines import EngineName
 from learning.process import Worker
+from learning.texts.data import Example, label_names, load_labelled, require_labels
 from learning.trainer import Measure
 from profiles import profile as profiles
 from profiles.calibration import Calibrations
 from profiles.limits import Limits
-from quantization.updates.rates import bits_of
+from quantization.updates.rates import bits_of, down_bits
 
-_PROFILES = ("rpi4-4gb", "rpi5-8gb", "jetson-orin-nano-8gb", "laptop-cpu")
+_PROFILES = {
+    "torch": ("rpi4-4gb", "rpi5-8gb", "jetson-orin-nano-8gb", "laptop-cpu"),
+    "onnx": ("rpi-zero2w", "rpi3b-plus", "rpi4-2gb", "laptop-cpu"),
+}
 _PER_AREA = 300
 _TEST, _PUBLIC, _PUBLIC_PER_LABEL = 400, 100, 10
 _PUBLIC_STEPS = 8
@@ -59,6 +63,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         Own prepared base; None: MiniLM-L6 is prepared in `out`.
     adapter
         LoRA or soft prompt.
+    engine
+        What the agents train with; ``onnx`` needs no torch and fits smaller boards.
     agents, versions
         How many of each.
     alpha
@@ -78,6 +84,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     label: str | None
     base: Path | None
     adapter: AdapterKind
+    engine: EngineName
     agents: int
     versions: int
     alpha: float
@@ -97,7 +104,7 @@ def run(options: Options) -> Report:
         Each with its code; nothing is left running.
     """
     started = time.monotonic()
-    layout = Layout(options.out, base=options.base)
+    layout = Layout(options.out, base=options.base, engine=options.engine)
     with contextlib.ExitStack() as stack:
         screen = stack.enter_context(Screen())
         if options.base is not None:
@@ -105,7 +112,7 @@ def run(options: Options) -> Report:
         parts = _deal(options, layout, screen)
         port = _port(options.port)
         stack.callback(layout.clear().close)
-        members = _members(options.agents)
+        members = _members(options.agents, options.engine)
         layout.write_data(parts, members)
         if options.base is None:
             screen.say("quantizing the base model (MiniLM-L6, NF4)")
@@ -129,6 +136,11 @@ def run(options: Options) -> Report:
             training=training,
             seed=options.seed,
         )
+        if options.engine == "onnx":
+            from learning.onnx.export import export
+
+            screen.say("writing the training step as ONNX, for agents without torch")
+            export(layout.base, task, layout.agents_base)
         fleet = _Fleet(layout, members, task, screen, port=port, versions=options.versions)
         versions = fleet.run()
         shutil.copytree(layout.version(versions[-1].version), layout.adapter)
@@ -179,8 +191,9 @@ def _deal(options: Options, layout: Layout, screen: Screen) -> Split:
     return parts
 
 
-def _members(count: int) -> list[Member]:
-    names = [_PROFILES[place % len(_PROFILES)] for place in range(count)]
+def _members(count: int, engine: EngineName) -> list[Member]:
+    boards = _PROFILES[engine]
+    names = [boards[place % len(boards)] for place in range(count)]
     return [
         Member(id=f"{name.split('-')[0]}-{place + 1}", profile=name)
         for place, name in enumerate(names)
@@ -249,9 +262,14 @@ class _Fleet:
 
     def _calibrate(self) -> None:
         """Measure each way in which the agents will train here, so that no two measure at once."""
-        base_folder, task = self._layout.base, self._task
+        base_folder, task = self._layout.agents_base, self._task
         calibrations = Calibrations(self._layout.calibration)
-        asked = planning.demand(base_folder, task, bits_of(_codec(len(self._members))))
+        asked = planning.demand(
+            base_folder,
+            task,
+            update_bits=bits_of(_codec(len(self._members))),
+            down_bits=down_bits(),
+        )
         for member in self._members:
             limits = Limits.of(profiles.load(member.profile))
             key = planning.calibration_key(base_folder, task, limits)
@@ -327,14 +345,17 @@ def _baselines(
         for name, path, profile_name in shards:
             profile = profiles.load(profile_name)
             limits = Limits.of(profile)
+            key = planning.calibration_key(layout.agents_base, task, limits)
+            measured = Calibrations(layout.calibration).get(key)
             job = BaselineJob(
-                base=str(layout.base.resolve()),
+                base=str(layout.agents_base.resolve()),
                 task=task,
                 train=str(path.resolve()),
                 evaluation=str(layout.test.resolve()),
                 steps=steps,
                 micro_batch=training.batch_size,
                 threads=1,
+                products=measured.products if measured else "fp32",
                 seed=derive(options.seed, name, "alone"),
             )
             folder = layout.out / "baselines" / name

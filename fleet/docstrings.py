@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ffm_common.errors import ConfigInvalid, DataError, DataScarce
 from ffm_common.files import make_folder, sha256_file
-from learning.data import Example, read_labelled, write_jsonl
+from learning.texts.data import Example, read_labelled, write_jsonl
 
 # Area -> modules and packages; of a package, every module below it. What is absent is left out.
 AREAS: dict[str, str] = {

@@ -3,6 +3,7 @@
 ::
 
     OUT/base/                 the quantized base, unless the user brings one
+    OUT/step/                 the training step exported from it, for agents without torch
     OUT/hub/hub.toml          and the hub's state, public.jsonl, test.jsonl
     OUT/agents/ID/agent.toml  and the agent's state, private.jsonl, board/ (simulated sensors)
     OUT/calibration.json      what was measured on this machine, for all agents
@@ -26,7 +27,8 @@ from ffm_common.files import make_folder, write_atomic
 from ffm_common.lock import FolderLock
 from ffm_common.task import Adapter, Training
 from fleet.partition import Split
-from learning.data import write_jsonl
+from learning.engines import EngineName
+from learning.texts.data import write_jsonl
 
 _MARKER = ".ffm-fleet"
 FEDERATION = "demo"
@@ -48,12 +50,18 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Layout:
-    """The paths of a fleet below `out`, with its base there or in a folder of the user's."""
+    """The paths of a fleet below `out`, with its base there or in a folder of the user's.
 
-    def __init__(self, out: Path, *, base: Path | None = None) -> None:
+    Agents train from the base, or, with engine ``onnx``, from a step exported into `agents_base`.
+    """
+
+    def __init__(
+        self, out: Path, *, base: Path | None = None, engine: EngineName = "torch"
+    ) -> None:
         self.out = out
         self._given_base = None if base is None else base.resolve()
         self.base = self._given_base or out / "base"
+        self.agents_base = self.base if engine == "torch" else out / "step"
         self.hub = out / "hub"
         self.hub_config = self.hub / "hub.toml"
         self.ledger = self.hub / "state" / "ledger.db"
@@ -131,7 +139,7 @@ class Layout:
         columns = {"text": "text", "label": "label"}
         hub = {
             "federation": FEDERATION,
-            "base": self._base_from(1),
+            "base": self._seen_from(1, self.base),
             "seed": seed,
             "codec_up": codec,
             "broker": {"kind": broker, "host": "127.0.0.1", "port": port},
@@ -155,7 +163,7 @@ class Layout:
             agent = {
                 "id": member.id,
                 "federation": FEDERATION,
-                "base": self._base_from(2),
+                "base": self._seen_from(2, self.agents_base),
                 "profile": member.profile,
                 "broker": {"host": "127.0.0.1", "port": port},
                 "data": {"path": "private.jsonl", **columns},
@@ -164,9 +172,9 @@ class Layout:
             }
             write_atomic(self.agent(member.id) / "agent.toml", to_toml(agent).encode())
 
-    def _base_from(self, depth: int) -> str:
-        """Name the base as seen from a folder `depth` levels below `out`, which may be moved."""
-        return str(self._given_base or Path(*[".."] * depth, "base"))
+    def _seen_from(self, depth: int, base: Path) -> str:
+        """Name a base as seen from a folder `depth` levels below `out`, which may be moved."""
+        return str(base if base == self._given_base else Path(*[".."] * depth, base.name))
 
 
 def _remove(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffm_common.errors import ConfigInvalid, DataScarce
-from learning.data import Example, require_labels
+from learning.texts.data import Example, require_labels
 
 HANDFUL = 8
 _TINY = 1e-12

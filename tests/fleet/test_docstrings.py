@@ -16,7 +16,7 @@ import pytest
 from ffm_common.errors import ConfigInvalid, DataScarce
 from fleet import docstrings
 from fleet.docstrings import AREAS, LONGEST, SHORTEST, collect
-from learning.data import Example, label_names
+from learning.texts.data import Example, label_names
 
 _ELSEWHERE = """
 import hashlib, sys

@@ -14,7 +14,7 @@ from ffm_common.task import Adapter, Training
 from fleet.layout import Layout, Member, to_toml
 from fleet.partition import Split
 from hub import config as hubs
-from learning.data import Example, read_labelled
+from learning.texts.data import Example, read_labelled
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz_-0123456789", min_size=1, max_size=12)
 # TOML holds any Unicode text, but no half of a surrogate pair.

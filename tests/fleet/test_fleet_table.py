@@ -15,6 +15,8 @@ def row(number: int) -> VersionRow:
         version=number,
         blob="0" * 64,
         size=1,
+        kind="delta",
+        error=0.3,
         accuracy=0.5,
         loss=1.25,
         updates=3,

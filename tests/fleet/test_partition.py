@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ffm_common.errors import ConfigInvalid, DataLabels, DataScarce
 from fleet.partition import HANDFUL, Split, split
-from learning.data import Example, label_names, load_labelled
+from learning.texts.data import Example, label_names, load_labelled
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
