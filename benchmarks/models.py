@@ -188,3 +188,45 @@ def llama(
     LlamaForCausalLM(config).save_pretrained(out)
     AutoTokenizer.from_pretrained(str(tokenizer)).save_pretrained(out)
     return out
+
+
+def qwen2(
+    out: Path,
+    *,
+    tokenizer: Path,
+    hidden: int = 896,
+    layers: int = 24,
+    heads: int = 14,
+    kv_heads: int = 2,
+    intermediate: int = 4864,
+    vocabulary: int = 151936,
+    seed: int = 0,
+) -> Path:
+    """Write a Qwen2 of the given shape with random weights (the defaults: Qwen2.5-0.5B's).
+
+    Parameters
+    ----------
+    tokenizer
+        As for `llama`.
+    """
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(out)
+    AutoTokenizer.from_pretrained(str(tokenizer)).save_pretrained(out)
+    return out

@@ -21,9 +21,10 @@ from benchmarks.result import DOCS, Target, at_most, finish, parser
 from edge_agent.worker import TrainJob, TrainResult
 from ffm_common.errors import FfmError
 from ffm_common.task import Adapter, AdapterKind, Task, Training
+from ffm_common.tensors import content_digest
 from learning import base, planning
-from learning.data import Example, read_labelled, write_jsonl
 from learning.process import Worker
+from learning.texts.data import Example, read_labelled, write_jsonl
 from profiles import planner
 from profiles import profile as profiles
 from profiles.limits import Limits
@@ -137,15 +138,18 @@ class Bench:
             ),
             training=Training(local_steps=_STEPS, batch_size=batch_size, max_length=length),
         )
-        asked = planning.demand(folder, task, update_bits=8.0)
+        asked = planning.demand(folder, task, update_bits=8.0, down_bits=8.0)
         plan = planner.plan(profile, asked, planning.measure(folder, task, asked, limits))
+        blob, content = self._blob(folder, task)
         worker: Worker[TrainResult] = Worker(
             "edge_agent.worker",
             TrainJob(
                 base=str(folder),
                 base_digest=base.describe(folder).digest,
                 version=0,
-                version_blob=str(self._blob(folder, task)),
+                chain=(str(blob),),
+                content=content,
+                residual=None,
                 task=task,
                 codec="fp32",
                 data=str(self.data(model)),
@@ -182,12 +186,13 @@ class Bench:
             enforced_by=worker.process.enforcement[0].means,
         )
 
-    def _blob(self, folder: Path, task: Task) -> Path:
+    def _blob(self, folder: Path, task: Task) -> tuple[Path, str]:
         from learning.torch.engine import TorchEngine
         from quantization.updates.container import pack
 
+        start = TorchEngine(folder, task).read()
         blob = pack(
-            TorchEngine(folder, task).read(),
+            start,
             kind="version",
             version=0,
             base=base.describe(folder).digest,
@@ -196,7 +201,7 @@ class Bench:
         )
         path = self._work / "version.ffm"
         path.write_bytes(blob)
-        return path
+        return path, content_digest(start)
 
 
 def targets(rows: list[Row]) -> list[Target]:

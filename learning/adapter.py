@@ -41,7 +41,7 @@ def read_card(folder: Path) -> Card:
         return msgspec.json.decode((folder / _CARD).read_bytes(), type=Card)
     except OSError as error:
         raise AdapterInvalid(f"{folder} is no adapter folder: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AdapterInvalid(f"{folder / _CARD}: {error}") from error
 
 

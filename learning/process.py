@@ -125,7 +125,7 @@ class Worker(Generic[Result]):
             *lines, self._buffer = (self._buffer + block).split(b"\n")
             for line in filter(None, lines):
                 # A library may print before `main` has turned its output away from the pipe.
-                with contextlib.suppress(msgspec.DecodeError):
+                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                     self.last = msgspec.json.decode(line, type=Progress)
             self._buffer = self._buffer[-_LONGEST_LINE:]
 
@@ -144,7 +144,7 @@ class Worker(Generic[Result]):
         if path.exists():
             try:
                 return msgspec.json.decode(path.read_bytes(), type=self._result)
-            except msgspec.DecodeError as cause:
+            except (msgspec.DecodeError, UnicodeDecodeError) as cause:
                 raise WorkerFailed(f"{path}: {cause}") from cause
         error = self._folder / _ERROR
         if error.exists():

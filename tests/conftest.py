@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from ffm_common.task import Task, Training
-from learning.data import Example, write_jsonl
+from learning.texts.data import Example, write_jsonl
 
 # Before anything imports torch: OpenMP threads that spin cost 3x on a machine that does more.
 os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -121,7 +121,7 @@ def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, kind: str) -
     ("line", "key", "allowed"),
     [
         ("[versions]\nbufer = 3\n", "versions.bufer", "count, buffer, min_updates, deadline_s"),
-        ("[adapter]\nrnak = 3\n", "adapter.rnak", "kind, rank, alpha, targets"),
+        ("[adapter]\nrnak = 3\n", "adapter.rnak", "kind, rank, alpha"),
         ("[oops]\n", "oops", "federation, base, public"),
     ],
 )

@@ -25,7 +25,10 @@ NEVER = {("federation", "learning")}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "onnx", "onnxruntime"}
 # These may import something heavy at their top, since all others import them only when called.
 HEAVY_AT_TOP = {
+    "learning.torch.lean",
+    "learning.torch.cut",
     "learning.torch.loss",
+    "learning.onnx.artifacts",
     "learning.onnx.attention",
     "learning.onnx.export",
     "learning.onnx.graph",
@@ -33,6 +36,7 @@ HEAVY_AT_TOP = {
     "learning.onnx.models",
     "learning.onnx.ops",
     "learning.onnx.weights",
+    "quantization.weights_frozen",
 }
 MOST_LINES = 600
 

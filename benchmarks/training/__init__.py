@@ -1,0 +1,1 @@
+"""Training on small machines, beside the stock loop: `python -m benchmarks.training`."""

@@ -1,0 +1,1 @@
+"""What training costs here: ways to train, measured one by one in worker processes."""
