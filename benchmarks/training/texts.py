@@ -77,7 +77,10 @@ def frozen_prefix(runner: Runner, materials: Materials, *, quick: bool) -> Found
         plain, kept = given[::2], given[1::2]
         name = f"frozen prefix, adapters on the top {top_layers}"
         slow, fast = (statistics.median(_of(each, "later_epoch_s")) for each in (plain, kept))
-        claims.append(at_least(f"{name}: later epochs faster by", slow / fast, 2.0))
+        # Of two layers trained in six, the passes that are left cost half of all: no cache can win
+        # 2.0 there, so that is a row and no claim.
+        if top_layers == 1:
+            claims.append(at_least(f"{name}: later epochs faster by", slow / fast, 2.0))
         if not quick:
             right = [statistics.mean(_of(each, "accuracy")) for each in (plain, kept)]
             claims.append(at_most(f"{name}: accuracy lost", right[0] - right[1], 0.005))

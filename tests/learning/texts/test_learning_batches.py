@@ -66,6 +66,23 @@ def test_micro_batches_hold_what_was_chosen_with_little_padding(
         assert batch.scored == len(batch.targets)
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 9))
+def test_no_other_split_into_micro_batches_costs_less(lengths: list[int], size: int) -> None:
+    found = Shard([np.ones(length, dtype=np.int32) for length in lengths], None, 0)
+    shapes = [batch.ids.shape for batch in found.micro_batches(range(len(lengths)), size)]
+    ordered = sorted(lengths)
+
+    def cheapest(first: int) -> int:
+        if first == len(ordered):
+            return 0
+        return min(
+            96 + (end - first) * ordered[end - 1] + cheapest(end)
+            for end in range(first + 1, min(first + size, len(ordered)) + 1)
+        )
+
+    assert sum(96 + rows * columns for rows, columns in shapes) == cheapest(0)
+
+
 def test_texts_are_cut_and_labels_become_indices(tokenizer: Any) -> None:
     examples = [Example("one two three four five six", "b"), Example("one", "a")]
     found = labelled_shard(examples, ["a", "b"], tokenizer, 5)

@@ -1,0 +1,398 @@
+"""A federation in one process, from the real parts, fast enough to compare many of them.
+
+Every agent trains on the same engine, one after the other: write the version, take local steps,
+subtract, encode, decode. Everything between the engine and the wire is the product's own code:
+`Trainer`, containers, `ErrorFeedback`, aggregation. Bytes are those of the containers; what a
+transport adds is measured elsewhere (`benchmarks.our_processes`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.models import DATA
+from ffm_common import tensors as shape
+from ffm_common.files import make_folder
+from ffm_common.seeds import derive
+from ffm_common.task import Adapter, Task, Training
+from ffm_common.tensors import Array, Tensors
+from fleet.partition import Split, split
+from hub import aggregation
+from hub.aggregation import Contribution, example_weights
+from hub.downlink import Before, encode
+from learning import base
+from learning.texts.batches import Shard, labelled_shard
+from learning.texts.data import Example, read_labelled, require_labels
+from learning.trainer import Measure, Trainer, evaluate
+from quantization.updates.container import pack, shapes_of, unpack
+from quantization.updates.feedback import ErrorFeedback
+from quantization.updates.rates import KEYFRAME, KEYFRAME_EVERY, loses
+
+if TYPE_CHECKING:
+    from learning.onnx.engine import OnnxEngine
+
+TaskName: TypeAlias = Literal["sst2", "banking77"]
+Aggregator: TypeAlias = Callable[[Tensors, Mapping[str, Contribution]], dict[str, Array]]
+"""(what the hub holds, agent id -> its update) -> what the hub holds next."""
+
+_FILES: dict[TaskName, tuple[Path, Path]] = {
+    "sst2": (DATA / "sst2" / "sentences_train.tsv", DATA / "sst2" / "sentences_test.tsv"),
+    "banking77": (DATA / "banking77" / "train.csv", DATA / "banking77" / "test.csv"),
+}
+_ALPHA = 100.0
+_LENGTH = 32
+# A fresh head of many labels has far to go in few steps.
+_HEAD_RATE: dict[TaskName, float] = {"sst2": 2e-3, "banking77": 2e-2}
+_WHOLE = ("fp32", "int8")
+
+
+class Federation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is simulated.
+
+    Parameters
+    ----------
+    alpha
+        How alike the agents' label mixtures are (Dirichlet): 30 nearly alike, below 1 unlike.
+    participation
+        Share of the agents that train from each version, drawn anew for each.
+    up
+        Codec of updates; one that is biased gets error feedback at the agent.
+    down
+        ``fp32`` or ``int8``: every version whole. Another codec: deltas in it between keyframes,
+        as the hub does by default.
+    keyframe, keyframe_every
+        As in hub.toml; for deltas alone.
+    test
+        Test examples, drawn by the seed, that every version is measured on.
+    judged
+        Versions at the end that are measured on the whole test set, too.
+    """
+
+    task: TaskName
+    agents: int = 6
+    alpha: float = _ALPHA
+    participation: float = 1.0
+    up: str = "eden1"
+    down: str = "ecsq2"
+    keyframe: str = KEYFRAME
+    keyframe_every: int = KEYFRAME_EVERY
+    seed: int = 0
+    versions: int = 14
+    local_steps: int = 10
+    test: int = 1000
+    judged: int = 3
+
+
+class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One version: how good it is, and the bytes of all agents together since the beginning.
+
+    `whole` is the accuracy on the whole test set, where it was measured; `movement` the norm of the
+    step from the version before, as a share of that version's.
+    """
+
+    version: int
+    accuracy: float
+    whole: float | None
+    loss: float
+    up_bytes: int
+    down_bytes: int
+    movement: float
+
+
+class Arena:
+    """The engine and the data of one task; kept over many federations.
+
+    Parameters
+    ----------
+    task
+        Which data.
+    work
+        Holds the prepared base and the exported step, which are made if they are not there.
+    """
+
+    def __init__(self, task: TaskName, work: Path) -> None:
+        from learning.onnx.engine import OnnxEngine
+        from learning.texts.tokens import Tokenizer
+
+        prepare(task, work)
+        folder = _step_folder(task, work)
+        self.name: TaskName = task
+        self._work = work
+        # Two engines: one opens a graph anew each time it changes from training to answering.
+        self.engine: OnnxEngine = OnnxEngine(folder, threads=1)
+        self.engine.set_checkpointing(on=False)
+        self._judge: OnnxEngine = OnnxEngine(folder, threads=1)
+        self.task = self.engine.task
+        self._tokenizer = Tokenizer(folder)
+        train, test = _FILES[task]
+        self._examples = read_labelled(train)
+        self._test = self.shard(read_labelled(test))
+        self.base = base.describe(base_folder(work)).digest
+
+    def start(self, seed: int) -> dict[str, Array]:
+        """Give the fresh adapter of a seed."""
+        path = self._work / f"start-{self.name}-{seed}.safetensors"
+        if not path.exists():
+            from learning.torch.engine import TorchEngine
+
+            task = msgspec.structs.replace(self.task, seed=seed)
+            shape.save(path, TorchEngine(base_folder(self._work), task).read())
+        return shape.load(path)
+
+    def deal(self, agents: int, seed: int, alpha: float = _ALPHA) -> list[list[Example]]:
+        """Deal the training set out; the smaller alpha, the less alike the label mixtures are."""
+        return _deal(self._examples, agents, seed, alpha)
+
+    def shard(self, examples: Sequence[Example]) -> Shard:
+        """Tokenize examples."""
+        return labelled_shard(examples, self.task.labels, self._tokenizer, _LENGTH)
+
+    def train(self, start: Tensors, shard: Shard, steps: int, seed: int) -> dict[str, Array]:
+        """Take local steps from `start`; give what the agent holds then."""
+        self.engine.write(start)
+        training = self.task.training
+        Trainer(self.engine, shard, training, micro_batch=training.batch_size, seed=seed).run(steps)
+        return self.engine.read()
+
+    def contribution(self, blob: bytes, version: Tensors, examples: int) -> Contribution:
+        """Give an update as the hub takes it: decoded when its turn comes."""
+        return Contribution(lambda: unpack(blob, shapes_of(version), base=self.base)[1], examples)
+
+    def measure(self, tensors: Tensors, most: int | None = None, seed: int = 0) -> Measure:
+        """Measure on the test set, or on `most` examples drawn from it."""
+        self._judge.write(tensors)
+        test = self._test
+        if most is None or most >= len(test):
+            return evaluate(self._judge, test)
+        assert test.targets is not None  # noqa: S101 - a classification
+        places = _drawn(len(test), most, seed)
+        part = Shard([test.ids[place] for place in places], test.targets[places], test.pad)
+        return evaluate(self._judge, part)
+
+
+class _Downlink:
+    """What the hub publishes of each version, and what that costs an agent that holds an older one.
+
+    Parameters
+    ----------
+    asked
+        Its codec down and its seed matter here.
+    carried
+        Folder for what encoding a version lost, which is added to the next one.
+    """
+
+    def __init__(self, asked: Federation, base_digest: str, carried: Path) -> None:
+        whole = asked.down in _WHOLE
+        self._codecs = (asked.down if whole else asked.keyframe, asked.down)
+        self._every = 1 if whole else asked.keyframe_every
+        self._base = base_digest
+        self._seed = asked.seed
+        self._carried = carried
+        self._chain = 0  # the last keyframe and the deltas after it
+        self._sent: list[tuple[str, int]] = []
+        self.state: dict[str, Array] = {}
+
+    def publish(self, wanted: Tensors) -> dict[str, Array]:
+        """Encode the hub's tensors as the next version; give what everybody decodes."""
+        version = len(self._sent)
+        before = Before(version - 1, self.state, self._carried) if version else None
+        sent = encode(
+            wanted,
+            before,
+            version=version,
+            base=self._base,
+            codecs=self._codecs,
+            keyframe=not 0 < self._chain < self._every,
+            seed=derive(self._seed, "down", version),
+            carry=self._carried,
+        )
+        self._chain = 1 if sent.kind == "version" else self._chain + 1
+        self._sent.append((sent.kind, len(sent.blob)))
+        self.state = sent.truth
+        return self.state
+
+    def cost(self, held: int | None) -> int:
+        """Give the bytes from version `held` (None: nothing) to the newest."""
+        total = 0
+        missing = self._sent if held is None else self._sent[held + 1 :]
+        for kind, size in reversed(missing):
+            total += size
+            if kind == "version":
+                break
+        return total
+
+
+def simulate(
+    arena: Arena, asked: Federation, aggregate: Aggregator | None = None
+) -> Iterator[VersionRow]:
+    """Run a federation; give each version as it is made, version 0 first.
+
+    Parameters
+    ----------
+    aggregate
+        Exact aggregation if None. It is called once per version, in order, so it may keep state.
+    """
+    combine = aggregate or exact
+    names = [f"agent-{place:02d}" for place in range(asked.agents)]
+    with tempfile.TemporaryDirectory() as scratch:
+        downlink = _Downlink(asked, arena.base, make_folder(Path(scratch) / "hub"))
+        state = downlink.publish(arena.start(asked.seed))
+        agents = [
+            _Agent(name, arena, examples, asked, Path(scratch) / name)
+            for name, examples in zip(
+                names, arena.deal(asked.agents, asked.seed, asked.alpha), strict=True
+            )
+        ]
+        up = down = 0
+        movement = 0.0
+        for version in range(asked.versions + 1):
+            measure = arena.measure(state, asked.test, asked.seed)
+            judged = version > asked.versions - asked.judged
+            yield VersionRow(
+                version=version,
+                accuracy=measure.accuracy,
+                whole=arena.measure(state).accuracy if judged else None,
+                loss=measure.loss,
+                up_bytes=up,
+                down_bytes=down,
+                movement=movement,
+            )
+            if version == asked.versions:
+                return
+            contributions = {}
+            for agent in _present(agents, asked, version):
+                down += downlink.cost(agent.holds)
+                blob = agent.update(state, version)
+                up += len(blob)
+                contributions[agent.name] = arena.contribution(blob, state, agent.examples)
+            before, state = state, downlink.publish(combine(state, contributions))
+            movement = _norm(shape.subtract(state, before)) / _norm(before)
+
+
+class _Agent:
+    """One agent: its data, the version it holds, its residual."""
+
+    def __init__(
+        self,
+        name: str,
+        arena: Arena,
+        examples: Sequence[Example],
+        asked: Federation,
+        residual: Path,
+    ) -> None:
+        self.name = name
+        self.holds: int | None = None
+        self.examples = len(examples)
+        self._arena = arena
+        self._shard = arena.shard(examples)
+        self._asked = asked
+        self._feedback = ErrorFeedback(residual) if loses(asked.up) else None
+
+    def update(self, state: Tensors, version: int) -> bytes:
+        """Train from a version and give the update's container."""
+        self.holds = version
+        seed = derive(self._asked.seed, self.name, version)
+        trained = self._arena.train(state, self._shard, self._asked.local_steps, seed)
+        wanted = shape.subtract(trained, state)
+        if self._feedback is not None:
+            wanted = self._feedback.compensate(wanted, version)
+        blob = pack(
+            wanted,
+            kind="update",
+            version=version,
+            base=self._arena.base,
+            codec=self._asked.up,
+            seed=seed,
+        )
+        if self._feedback is not None:
+            _, sent = unpack(blob, shapes_of(state), base=self._arena.base)
+            self._feedback.keep(wanted, sent, version)
+        return blob
+
+
+def _present(agents: list[_Agent], asked: Federation, version: int) -> list[_Agent]:
+    """Draw who takes part in a version."""
+    count = max(1, round(asked.participation * len(agents)))
+    rng = np.random.default_rng(derive(asked.seed, "present", version))
+    return [agents[place] for place in sorted(rng.permutation(len(agents))[:count])]
+
+
+def _norm(tensors: Tensors) -> float:
+    return float(np.sqrt(sum(float(np.vdot(array, array)) for array in tensors.values())))
+
+
+def exact(version: Tensors, contributions: Mapping[str, Contribution]) -> dict[str, Array]:
+    """Aggregate as the hub does: the exact mean of the LoRA products."""
+    return aggregation.aggregate(version, contributions).tensors
+
+
+def factors(version: Tensors, contributions: Mapping[str, Contribution]) -> dict[str, Array]:
+    """Average A and B each for itself, as peers do."""
+    names = sorted(contributions)
+    weights = example_weights([contributions[name].examples for name in names])
+    deltas = [contributions[name].read() for name in names]
+    return {
+        key: version[key]
+        + sum(
+            np.float32(weight) * delta[key] for weight, delta in zip(weights, deltas, strict=True)
+        )
+        for key in sorted(version)
+    }
+
+
+def deal_files(asked: Federation) -> Split:
+    """Deal a task's data out for processes of their own, as the arena does."""
+    train, test = (read_labelled(path) for path in _FILES[asked.task])
+    return Split(
+        agents=_deal(train, asked.agents, asked.seed, asked.alpha),
+        public=list({example.label: example for example in train}.values()),
+        test=[test[place] for place in _drawn(len(test), asked.test, asked.seed)],
+        duplicates=0,
+    )
+
+
+def _drawn(total: int, most: int, seed: int) -> NDArray[np.int64]:
+    """Draw test examples."""
+    return np.random.default_rng(seed).permutation(total)[:most]
+
+
+def _deal(examples: Sequence[Example], agents: int, seed: int, alpha: float) -> list[list[Example]]:
+    return split(examples, agents=agents, alpha=alpha, public=0, test=0, seed=seed).agents
+
+
+def base_folder(work: Path) -> Path:
+    """Give where the prepared base is."""
+    return work / "base"
+
+
+def task_of(name: TaskName) -> Task:
+    """Give the learning task: LoRA of rank 8 on query, key, value and dense layers."""
+    labels = require_labels(read_labelled(_FILES[name][0]))
+    training = Training(max_length=_LENGTH, head_learning_rate=_HEAD_RATE[name])
+    return Task(labels=tuple(labels), adapter=Adapter(), training=training)
+
+
+def prepare(name: TaskName, work: Path) -> None:
+    """Quantize the base and export the training step, unless they are there."""
+    from learning.onnx.folder import describe
+
+    if not base_folder(work).exists():
+        base.prepare(base.bundled_minilm(), base_folder(work))
+    folder, task = _step_folder(name, make_folder(work)), task_of(name)
+    if folder.exists() and describe(folder).task == task:
+        return
+    from learning.onnx.export import export
+
+    # The bits of the NF4 base, kept unpacked: the same numbers in half the time.
+    export(base_folder(work), task, folder, weights="fp32")
+
+
+def _step_folder(name: TaskName, work: Path) -> Path:
+    return work / f"step-{name}"
