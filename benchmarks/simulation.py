@@ -3,7 +3,7 @@
 Every agent trains on the same engine, one after the other: write the version, take local steps,
 subtract, encode, decode. Everything between the engine and the wire is the product's own code:
 `Trainer`, containers, `ErrorFeedback`, aggregation. Bytes are those of the containers; what a
-transport adds is measured elsewhere (`benchmarks.our_processes`).
+transport adds is measured elsewhere (`benchmarks.codecs.our_processes`).
 """
 
 from __future__ import annotations

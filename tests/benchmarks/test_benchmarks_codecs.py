@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from benchmarks import codecs_reckoning as reckoning
-from benchmarks.codecs_cells import Cell, Done, cells
-from benchmarks.codecs_rates import adapter, bound
-from benchmarks.proxy import CountingProxy
+from benchmarks.codecs import reckoning
+from benchmarks.codecs.cells import Cell, Done, cells
+from benchmarks.codecs.proxy import CountingProxy
+from benchmarks.codecs.rates import adapter, bound
+from benchmarks.codecs.socket_rows import SocketRow
 from benchmarks.simulation import Federation, VersionRow
-from benchmarks.socket_rows import SocketRow
 from ffm_common.tensors import count
 
 FLOWER, FP32, ONE = "fp32, A and B averaged", "fp32 both ways", "eden1 + ecsq2"

@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.proxy import CountingProxy
+from benchmarks.codecs.proxy import CountingProxy
+from benchmarks.codecs.socket_rows import RunFailed, Seen, SocketRow, free_port, wait_for, watch
 from benchmarks.simulation import Arena, Federation
-from benchmarks.socket_rows import RunFailed, Seen, SocketRow, free_port, wait_for, watch
 from ffm_common.files import make_folder
 from ffm_common.tensors import count
 from ffm_common.tied import tied
@@ -107,7 +107,7 @@ def flower(work: Path, asked: Federation) -> Iterator[SocketRow]:
         "FFM_FLOWER_WORK": str(work),
         "FFM_FLOWER_ROUNDS": str(rounds),
         "FFM_FLOWER_FEDERATION": json.dumps(msgspec.to_builtins(asked)),
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }

@@ -1,6 +1,6 @@
 """Flower's side of the comparison: the app that its processes run, in their own environment.
 
-`benchmarks.flower_peer` copies this file into an app folder; nothing of the project imports it.
+`flower_peer` copies this file into an app folder; nothing of the project imports it.
 The engine, the data and the steps are those of `benchmarks.simulation`; what travels is Flower's.
 """
 

@@ -4,7 +4,7 @@ One-bit updates of a LoRA adapter with 460,800 parameters (SmolLM2-135M, rank 8 
 value) lie on disk, as the hub keeps them, and are read, decoded and added up by a fresh process
 for each row. Beside ours: what Flower and other peers do, which is to hold all updates decoded and
 to average A and B each for itself. Then federations of both kinds are compared in accuracy
-(`benchmarks.aggregation_cells`); `--quick` leaves that out.
+(`benchmarks.aggregation.cells`); `--quick` leaves that out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 import numpy as np
 
-from benchmarks import aggregation_cells
-from benchmarks.aggregation_cells import Cell
+from benchmarks.aggregation.cells import Cell
 from benchmarks.result import DOCS, Target, at_least, at_most, finish, parser
 from ffm_common.task import Adapter
 from ffm_common.tensors import Array, add, count
@@ -121,7 +120,15 @@ def measure_apart(means: Means, updates: int, folder: Path) -> Row:
     rows = []
     for _ in range(_REPEATS):
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, "--one", means, str(updates), str(folder)],
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.aggregation",
+                "--one",
+                means,
+                str(updates),
+                str(folder),
+            ],
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             check=True,
             stdout=subprocess.PIPE,
@@ -202,7 +209,7 @@ def main() -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-        for cell in () if arguments.quick else aggregation_cells.cells(work):
+        for cell in () if arguments.quick else accuracy.cells(work):
             cells.append(cell)
             print(
                 f"{cell.steps} steps, {cell.shards} shards, seed {cell.seed}: "
@@ -210,7 +217,7 @@ def main() -> int:
                 file=sys.stderr,
                 flush=True,
             )
-    judged = targets(rows) + (aggregation_cells.targets(cells) if cells else [])
+    judged = targets(rows) + (accuracy.targets(cells) if cells else [])
     if arguments.save:
         plot(DOCS / "aggregation.png", rows)
     plain = [msgspec.to_builtins(row) for row in (*rows, *cells)]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.proxy import CountingProxy
+from benchmarks.codecs.proxy import CountingProxy
+from benchmarks.codecs.socket_rows import Seen, SocketRow, free_port, wait_for, watch
 from benchmarks.simulation import Arena, Federation, base_folder, deal_files, task_of
-from benchmarks.socket_rows import Seen, SocketRow, free_port, wait_for, watch
 from ffm_common.task import Task
 from fleet.layout import Layout, Member
 from fleet.processes import Child

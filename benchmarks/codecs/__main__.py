@@ -2,7 +2,7 @@
 
 Three parts: error and speed of each codec on Gaussian values; federations simulated with the real
 parts (`benchmarks.simulation`), each cell resumable; one federation of real processes, Flower's
-(`benchmarks.flower_peer`) and ours (`benchmarks.our_processes`), through a relay that counts.
+(`flower_peer`) and ours (`our_processes`), through a relay that counts.
 `--quick` takes a few small cells.
 """
 
@@ -16,15 +16,14 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import codecs_reckoning as reckoning
-from benchmarks import codecs_report as report
-from benchmarks.codecs_cells import cells, say, simulated
-from benchmarks.codecs_rates import rates
-from benchmarks.flower_peer import FLOWER, flower
-from benchmarks.our_processes import ours
+from benchmarks.codecs import reckoning, report
+from benchmarks.codecs.cells import cells, say, simulated
+from benchmarks.codecs.flower_peer import FLOWER, flower
+from benchmarks.codecs.our_processes import ours
+from benchmarks.codecs.rates import rates
+from benchmarks.codecs.socket_rows import RunFailed, SocketRow
 from benchmarks.result import finish, parser
 from benchmarks.simulation import Federation, TaskName
-from benchmarks.socket_rows import RunFailed, SocketRow
 from ffm_common.errors import FfmError
 
 _SOCKET_TASK: TaskName = "banking77"

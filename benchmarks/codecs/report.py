@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.codecs_rates import bound
-from benchmarks.codecs_reckoning import (
+from benchmarks.codecs.rates import bound
+from benchmarks.codecs.reckoning import (
     AVERAGED,
     FP32,
     Findings,

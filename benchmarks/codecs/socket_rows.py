@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from benchmarks.proxy import CountingProxy
+from benchmarks.codecs.proxy import CountingProxy
 from benchmarks.simulation import Federation
 
 _PATIENCE_S = 900.0

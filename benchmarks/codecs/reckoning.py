@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from benchmarks.codecs_cells import Done
-from benchmarks.codecs_rates import RateRow
+from benchmarks.codecs.cells import Done
+from benchmarks.codecs.rates import RateRow
+from benchmarks.codecs.socket_rows import SocketRow
 from benchmarks.result import Target, at_least, at_most
 from benchmarks.simulation import VersionRow
-from benchmarks.socket_rows import SocketRow
 
 _THEORY = {"eden1": 0.571, "eden2": 0.133, "eden3": 0.0358, "eden4": 0.0096}
 _SIGNATURE_BYTES = 64

@@ -1,0 +1,1 @@
+"""Aggregation: how fast, in how much memory, and how good: `python -m benchmarks.aggregation`."""

@@ -1,0 +1,1 @@
+"""Bytes against accuracy, codec by codec, beside Flower: `python -m benchmarks.codecs`."""
