@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 import numpy as np
 
+from benchmarks.aggregation import cells as accuracy
 from benchmarks.aggregation.cells import Cell
 from benchmarks.result import DOCS, Target, at_least, at_most, finish, parser
 from ffm_common.task import Adapter
