@@ -76,6 +76,7 @@ class TorchEngine:
             lean.pool_early(model.base_model)
         if self.products == "bf16":
             lean.narrow_between(self.model, self._dtype)
+        self.model.train()  # all of it: what was loaded is in inference mode below PEFT's own module
         self.set_checkpointing(on=checkpointing)
         self._parameters: Mapping[str, Any] = {
             _state_name(name): parameter

@@ -269,3 +269,15 @@ def test_an_adapter_folder_is_opened_by_anybodys_peft_with_the_same_answers(
     found = json.loads(done.stdout.splitlines()[-1])
     for name, logits in wanted.items():
         np.testing.assert_allclose(found[name], logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(("checkpointing", "times"), [(False, 1), (True, 2)])
+def test_a_fresh_engine_computes_layers_again_only_where_it_is_told_to(
+    minilm: Path, task: Task, batch: Batch, *, checkpointing: bool, times: int
+) -> None:
+    engine = TorchEngine(minilm, task, checkpointing=checkpointing)
+    calls = []
+    layers = engine.model.get_base_model().bert.encoder.layer
+    layers[0].attention.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine.gradients(batch)
+    assert len(calls) == times
