@@ -17,6 +17,7 @@ from ffm_common.tensors import Array, Tensors, spec_digest
 from learning import base
 from learning.engine import IGNORED, Batch, Border, Score, score_of
 from learning.products import fastest, torch_dtype
+from learning.torch.memory import Trimmer
 from profiles.calibration import Products
 
 if TYPE_CHECKING:  # it imports torch
@@ -65,6 +66,7 @@ class TorchEngine:
 
         self._folder = folder
         self._task = task
+        self._trimmer = Trimmer()
         self.products: Products = fastest() if products == "auto" else products
         self._dtype = torch_dtype(self.products)
         model = base.load_model(folder, task)
@@ -76,7 +78,7 @@ class TorchEngine:
             lean.pool_early(model.base_model)
         if self.products == "bf16":
             lean.narrow_between(self.model, self._dtype)
-        self.model.train()  # all of it: what was loaded is in inference mode below PEFT's own module
+        self.model.train()  # below PEFT's own module, what was loaded is in inference mode
         self.set_checkpointing(on=checkpointing)
         self._parameters: Mapping[str, Any] = {
             _state_name(name): parameter
@@ -136,6 +138,7 @@ class TorchEngine:
         else:
             loss = self._language_loss(batch)
         loss.backward()
+        self._trimmer.after_batch()
         found = {name: parameter.grad.numpy() for name, parameter in self._parameters.items()}
         self.model.zero_grad(set_to_none=True)
         return float(loss.item()), found

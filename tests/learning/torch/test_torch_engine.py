@@ -281,3 +281,37 @@ def test_a_fresh_engine_computes_layers_again_only_where_it_is_told_to(
     layers[0].attention.register_forward_pre_hook(lambda *_: calls.append(1))
     engine.gradients(batch)
     assert len(calls) == times
+
+
+def test_texts_of_all_lengths_do_not_make_the_process_grow(minilm: Path) -> None:
+    script = """
+import random, sys
+from pathlib import Path
+import numpy as np
+from ffm_common.task import Task
+from learning.engine import Batch
+from learning.torch.engine import TorchEngine
+
+def anonymous():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) // 1024
+
+engine = TorchEngine(Path(sys.argv[1]), Task(labels=("a", "b")))
+draw = random.Random(0)
+for step in range(44):
+    rows, length = draw.randint(2, 12), draw.randint(6, 64)
+    ids = np.full((rows, length), 5)
+    engine.gradients(Batch(ids, np.ones_like(ids), np.zeros(rows, dtype=np.int64)))
+    if step == 11:
+        early = anonymous()
+print(anonymous() - early)
+"""
+    grown = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(minilm)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    ).stdout
+    assert int(grown) < 60
