@@ -221,5 +221,5 @@ def _row(taken: Taken, asked: Asked, work: float, rates: dict[Products, float]) 
         tokens_per_s=round(asked.batch * asked.length / seconds, 1),
         peak_mb=round(cost.peak_mb, 1),
         anonymous_mb=round(cost.anonymous_mb, 1),
-        of_peak=round(work / (seconds * rates[taken.products] * 1e9), 3),
+        of_peak=round(work / (seconds * rates[taken.products] * 1e9), 5),
     )
