@@ -67,9 +67,10 @@ def environment(limits: Limits, base: Mapping[str, str] | None = None) -> dict[s
     Passive waiting keeps OpenMP threads from spinning while the owner's work runs (3x faster steps
     beside one competing process). tcmalloc gives memory back where glibc keeps it (842 against
     1854 MB in the same training); without it, and with little memory, glibc is told to trim early,
-    which costs time. oneDNN keeps what it has made for each shape of a product, 1024 by default: with
-    texts of all lengths that came to 300 MB. torch.compile would want a C++ compiler on the board, and bitsandbytes brings
-    its machinery in on import: without it a worker starts in 2.1 s in place of 2.7 and holds 337 MB
+    which costs time. oneDNN keeps what it has made for each shape of a product, 1024 by default:
+    with texts of all lengths that came to 300 MB. torch.compile would want a C++ compiler on the
+    board, and bitsandbytes brings its machinery in on import: without it a worker starts in 2.1 s
+    in place of 2.7 and holds 337 MB
     in place of 378.
     """
     threads = str(limits.threads)
