@@ -70,8 +70,7 @@ def environment(limits: Limits, base: Mapping[str, str] | None = None) -> dict[s
     which costs time. oneDNN keeps what it has made for each shape of a product, 1024 by default:
     with texts of all lengths that came to 300 MB. torch.compile would want a C++ compiler on the
     board, and bitsandbytes brings its machinery in on import: without it a worker starts in 2.1 s
-    in place of 2.7 and holds 337 MB
-    in place of 378.
+    in place of 2.7 and holds 337 MB in place of 378.
     """
     threads = str(limits.threads)
     found = dict(os.environ if base is None else base)

@@ -22,7 +22,7 @@ from learning.texts.data import (
 )
 
 Model: TypeAlias = Literal["minilm", "stories260k", "llama135m", "qwen05"]
-Weights: TypeAlias = Literal["nf4", "int8"]
+Weights: TypeAlias = Literal["nf4", "int8", "fp32"]
 
 BANKING = DATA / "banking77"
 STORIES = DATA / "tinystories_sample" / "tinystories_sample.txt"
