@@ -170,7 +170,7 @@ def llama(
         Folder of a smaller model whose tokenizer is used; its ids must fit the vocabulary.
     """
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -185,41 +185,22 @@ def llama(
         bos_token_id=1,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(out)
-    AutoTokenizer.from_pretrained(str(tokenizer)).save_pretrained(out)
-    return out
+    return _save(LlamaForCausalLM(config), tokenizer, out)
 
 
-def qwen2(
-    out: Path,
-    *,
-    tokenizer: Path,
-    hidden: int = 896,
-    layers: int = 24,
-    heads: int = 14,
-    kv_heads: int = 2,
-    intermediate: int = 4864,
-    vocabulary: int = 151936,
-    seed: int = 0,
-) -> Path:
-    """Write a Qwen2 of the given shape with random weights (the defaults: Qwen2.5-0.5B's).
-
-    Parameters
-    ----------
-    tokenizer
-        As for `llama`.
-    """
+def qwen2(out: Path, *, tokenizer: Path) -> Path:
+    """Write a Qwen2 of Qwen2.5-0.5B's shape with random weights; `tokenizer` as for `llama`."""
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
         max_position_embeddings=2048,
         rms_norm_eps=1e-6,
         rope_theta=1e6,
@@ -227,6 +208,13 @@ def qwen2(
         bos_token_id=1,
         eos_token_id=2,
     )
-    Qwen2ForCausalLM(config).save_pretrained(out)
+    return _save(Qwen2ForCausalLM(config), tokenizer, out)
+
+
+def _save(model: Any, tokenizer: Path, out: Path) -> Path:
+    """Write a model folder, with the tokenizer of another."""
+    from transformers import AutoTokenizer
+
+    model.save_pretrained(out)
     AutoTokenizer.from_pretrained(str(tokenizer)).save_pretrained(out)
     return out
