@@ -28,8 +28,9 @@ $(TESTS): $(READY)
 demo: $(READY)
 	$(BIN)/ffm demo --baselines $(ARGS)
 
+# Two processes: much of the suite waits for brokers and agents.
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(TESTS)
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ from learning.texts.batches import Shard, labelled_shard
 from learning.texts.data import Example, read_labelled, require_labels
 from learning.trainer import Measure, Trainer, evaluate
 from quantization.updates.container import pack, shapes_of, unpack
+from quantization.updates.drawn import redraw
 from quantization.updates.feedback import ErrorFeedback
 from quantization.updates.rates import KEYFRAME, KEYFRAME_EVERY, loses
 
@@ -51,6 +52,7 @@ _LENGTH = 32
 # A fresh head of many labels has far to go in few steps.
 _HEAD_RATE: dict[TaskName, float] = {"sst2": 2e-3, "banking77": 2e-2}
 _WHOLE = ("fp32", "int8")
+_STEP = "step-"
 
 
 class Federation(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,36 +117,38 @@ class Arena:
         Which data.
     work
         Holds the prepared base and the exported step, which are made if they are not there.
+    top_layers
+        As in `ffm_common.task.Adapter`.
     """
 
-    def __init__(self, task: TaskName, work: Path) -> None:
+    def __init__(self, task: TaskName, work: Path, top_layers: int = 0) -> None:
         from learning.onnx.engine import OnnxEngine
         from learning.texts.tokens import Tokenizer
 
-        prepare(task, work)
-        folder = _step_folder(task, work)
+        prepare(task, work, top_layers)
+        folder = _step_folder(task, work, top_layers)
         self.name: TaskName = task
         self._work = work
+        self._starts = f"start-{folder.name.removeprefix(_STEP)}"
         # Two engines: one opens a graph anew each time it changes from training to answering.
         self.engine: OnnxEngine = OnnxEngine(folder, threads=1)
         self.engine.set_checkpointing(on=False)
         self._judge: OnnxEngine = OnnxEngine(folder, threads=1)
         self.task = self.engine.task
         self._tokenizer = Tokenizer(folder)
-        train, test = _FILES[task]
-        self._examples = read_labelled(train)
-        self._test = self.shard(read_labelled(test))
+        self._examples = training_set(task)
+        self._test = self.shard(read_labelled(_FILES[task][1]))
         self.base = base.describe(base_folder(work)).digest
 
     def start(self, seed: int) -> dict[str, Array]:
-        """Give the fresh adapter of a seed."""
-        path = self._work / f"start-{self.name}-{seed}.safetensors"
+        """Give the fresh adapter of a seed, drawn so that it can be sent by `drawn` as it is."""
+        path = self._work / f"{self._starts}-{seed}.safetensors"
         if not path.exists():
             from learning.torch.engine import TorchEngine
 
             task = msgspec.structs.replace(self.task, seed=seed)
             shape.save(path, TorchEngine(base_folder(self._work), task).read())
-        return shape.load(path)
+        return redraw(shape.load(path), derive(seed, "down", 0))
 
     def deal(self, agents: int, seed: int, alpha: float = _ALPHA) -> list[list[Example]]:
         """Deal the training set out; the smaller alpha, the less alike the label mixtures are."""
@@ -167,14 +171,18 @@ class Arena:
 
     def measure(self, tensors: Tensors, most: int | None = None, seed: int = 0) -> Measure:
         """Measure on the test set, or on `most` examples drawn from it."""
-        self._judge.write(tensors)
         test = self._test
         if most is None or most >= len(test):
-            return evaluate(self._judge, test)
+            return self.score(tensors, test)
         assert test.targets is not None  # noqa: S101 - a classification
         places = _drawn(len(test), most, seed)
         part = Shard([test.ids[place] for place in places], test.targets[places], test.pad)
-        return evaluate(self._judge, part)
+        return self.score(tensors, part)
+
+    def score(self, tensors: Tensors, shard: Shard) -> Measure:
+        """Measure on other examples."""
+        self._judge.write(tensors)
+        return evaluate(self._judge, shard)
 
 
 class _Downlink:
@@ -212,11 +220,17 @@ class _Downlink:
             keyframe=not 0 < self._chain < self._every,
             seed=derive(self._seed, "down", version),
             carry=self._carried,
+            fresh=version == 0 and self._every > 1,
         )
         self._chain = 1 if sent.kind == "version" else self._chain + 1
         self._sent.append((sent.kind, len(sent.blob)))
         self.state = sent.truth
         return self.state
+
+    @property
+    def newest(self) -> int:
+        """The number of what was published last."""
+        return len(self._sent) - 1
 
     def cost(self, held: int | None) -> int:
         """Give the bytes from version `held` (None: nothing) to the newest."""
@@ -230,7 +244,12 @@ class _Downlink:
 
 
 def simulate(
-    arena: Arena, asked: Federation, aggregate: Aggregator | None = None
+    arena: Arena,
+    asked: Federation,
+    aggregate: Aggregator | None = None,
+    *,
+    warm: Tensors | None = None,
+    shares: Sequence[Sequence[Example]] | None = None,
 ) -> Iterator[VersionRow]:
     """Run a federation; give each version as it is made, version 0 first.
 
@@ -238,17 +257,23 @@ def simulate(
     ----------
     aggregate
         Exact aggregation if None. It is called once per version, in order, so it may keep state.
+    warm
+        What the hub has made of the fresh adapter before anybody trains; version 0 is that.
+    shares
+        The agents' examples; None: all training data, dealt out.
     """
     combine = aggregate or exact
     names = [f"agent-{place:02d}" for place in range(asked.agents)]
     with tempfile.TemporaryDirectory() as scratch:
         downlink = _Downlink(asked, arena.base, make_folder(Path(scratch) / "hub"))
         state = downlink.publish(arena.start(asked.seed))
+        if warm is not None:
+            state = downlink.publish(warm)
+        if shares is None:
+            shares = arena.deal(asked.agents, asked.seed, asked.alpha)
         agents = [
             _Agent(name, arena, examples, asked, Path(scratch) / name)
-            for name, examples in zip(
-                names, arena.deal(asked.agents, asked.seed, asked.alpha), strict=True
-            )
+            for name, examples in zip(names, shares, strict=True)
         ]
         up = down = 0
         movement = 0.0
@@ -269,6 +294,7 @@ def simulate(
             contributions = {}
             for agent in _present(agents, asked, version):
                 down += downlink.cost(agent.holds)
+                agent.holds = downlink.newest
                 blob = agent.update(state, version)
                 up += len(blob)
                 contributions[agent.name] = arena.contribution(blob, state, agent.examples)
@@ -297,7 +323,6 @@ class _Agent:
 
     def update(self, state: Tensors, version: int) -> bytes:
         """Train from a version and give the update's container."""
-        self.holds = version
         seed = derive(self._asked.seed, self.name, version)
         trained = self._arena.train(state, self._shard, self._asked.local_steps, seed)
         wanted = shape.subtract(trained, state)
@@ -347,9 +372,14 @@ def factors(version: Tensors, contributions: Mapping[str, Contribution]) -> dict
     }
 
 
+def training_set(name: TaskName) -> list[Example]:
+    """Read a task's training data."""
+    return read_labelled(_FILES[name][0])
+
+
 def deal_files(asked: Federation) -> Split:
     """Deal a task's data out for processes of their own, as the arena does."""
-    train, test = (read_labelled(path) for path in _FILES[asked.task])
+    train, test = training_set(asked.task), read_labelled(_FILES[asked.task][1])
     return Split(
         agents=_deal(train, asked.agents, asked.seed, asked.alpha),
         public=list({example.label: example for example in train}.values()),
@@ -372,20 +402,20 @@ def base_folder(work: Path) -> Path:
     return work / "base"
 
 
-def task_of(name: TaskName) -> Task:
+def task_of(name: TaskName, top_layers: int = 0) -> Task:
     """Give the learning task: LoRA of rank 8 on query, key, value and dense layers."""
-    labels = require_labels(read_labelled(_FILES[name][0]))
+    labels = require_labels(training_set(name))
     training = Training(max_length=_LENGTH, head_learning_rate=_HEAD_RATE[name])
-    return Task(labels=tuple(labels), adapter=Adapter(), training=training)
+    return Task(labels=tuple(labels), adapter=Adapter(top_layers=top_layers), training=training)
 
 
-def prepare(name: TaskName, work: Path) -> None:
+def prepare(name: TaskName, work: Path, top_layers: int = 0) -> None:
     """Quantize the base and export the training step, unless they are there."""
     from learning.onnx.folder import describe
 
     if not base_folder(work).exists():
         base.prepare(base.bundled_minilm(), base_folder(work))
-    folder, task = _step_folder(name, make_folder(work)), task_of(name)
+    folder, task = _step_folder(name, make_folder(work), top_layers), task_of(name, top_layers)
     if folder.exists() and describe(folder).task == task:
         return
     from learning.onnx.export import export
@@ -394,5 +424,5 @@ def prepare(name: TaskName, work: Path) -> None:
     export(base_folder(work), task, folder, weights="fp32")
 
 
-def _step_folder(name: TaskName, work: Path) -> Path:
-    return work / f"step-{name}"
+def _step_folder(name: TaskName, work: Path, top_layers: int) -> Path:
+    return work / (f"{_STEP}{name}" + (f"-top{top_layers}" if top_layers else ""))

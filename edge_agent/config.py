@@ -7,15 +7,9 @@ from typing import Annotated
 
 import msgspec
 
+from federation.address import Address, BrokerAddress, locate
 from ffm_common import config
 from ffm_common.config import Config, Name
-
-
-class BrokerAddress(Config, frozen=True, kw_only=True):
-    """Where the MQTT broker listens."""
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
 
 
 class DataSource(Config, frozen=True, kw_only=True):
@@ -74,6 +68,7 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     calibration: Path
     board: Path
+    broker: Address = Address()
 
 
 def load(path: Path) -> Located:
@@ -87,4 +82,5 @@ def load(path: Path) -> Located:
         folder=home / found.folder,
         calibration=home / found.calibration,
         board=home / found.meter.root,
+        broker=locate(found.broker, path),
     )

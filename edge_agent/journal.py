@@ -5,6 +5,7 @@ A small JSON file, written whole a few times per version (SD cards wear by write
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     boot
         Starts of this agent so far; tells an old last will from a new one.
+    since
+        When this journal was begun, in seconds by a clock that may be wrong.
     trained
         The version whose update is already in the outbox or further, by its last blob; "" for none.
     """
 
     boot: int = 0
+    since: int = 0
     trained: str = ""
 
 
@@ -42,7 +46,8 @@ class Journal:
 
     def boot(self) -> int:
         """Count one more start and give the count."""
-        self._write(msgspec.structs.replace(self.entry, boot=self.entry.boot + 1))
+        since = self.entry.since or int(time.time())
+        self._write(msgspec.structs.replace(self.entry, boot=self.entry.boot + 1, since=since))
         return self.entry.boot
 
     def set_trained(self, blob: str) -> None:

@@ -21,6 +21,7 @@ from edge_agent.training import Trained, Training
 from federation import messages
 from federation.blobs import BlobStore
 from federation.download import Downloader
+from federation.identity import Identity
 from federation.messages import (
     AgentState,
     AgentStatus,
@@ -34,12 +35,22 @@ from federation.messages import (
     Reject,
 )
 from federation.outbox import Outbox
+from federation.pace import Throttle
+from federation.probe import PACKET_BYTES
 from federation.session import Acked, Connected, Disconnected, Event, Received, Session
-from federation.topics import ChunkRoute, HubRoute, MessageRoute, Topics
+from federation.topics import ChunkRoute, ClaimRoute, HubRoute, MessageRoute, Topics
 from federation.upload import Uploader
-from ffm_common.errors import BlobOversize, FfmError, MessageInvalid, StorageError, WireError
+from ffm_common.errors import (
+    BlobOversize,
+    BrokerLimit,
+    FfmError,
+    MessageInvalid,
+    StorageError,
+    WireError,
+)
 from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
+from ffm_common.restarts import Budget
 from learning import engines
 from profiles import profile as profiles
 from profiles.sensors import Root
@@ -47,10 +58,10 @@ from profiles.sensors import Root
 log = logging.getLogger("ffm.agent")
 
 _BUSY_TICK_S, _IDLE_TICK_S = 0.2, 1.0
-_ANNOUNCE_S = 2.0
+_ANNOUNCE_S, _LASTS_S = 10.0, 1.0
+_PATIENCE_S = 60.0
 _MAX_VERSION_BYTES = 1 << 30
-_ATTEMPTS = 3
-_BACKOFF_S = 5.0
+_BYTES_PER_KBIT = 125
 _ANSWERS: dict[str, type[Need | Done | Reject]] = {"need": Need, "done": Done, "reject": Reject}
 
 
@@ -70,6 +81,8 @@ class Supervisor:
         No such profile.
     FolderBusy
         The same agent runs already.
+    IdentityTaken
+        Raised by `run`: another device has the same id.
     """
 
     def __init__(self, located: Located) -> None:
@@ -102,13 +115,18 @@ class Supervisor:
         self._state = AgentState(status="starting", boot=self._boot, profile=self._profile.name)
         will = messages.encode(msgspec.structs.replace(self._state, status="lost"))
         self._session = Session(
-            self._config.broker.host,
-            self._config.broker.port,
+            located.broker.host,
+            located.broker.port,
             # Dots stand in no name: two federations, or an agent called hub, never collide.
             f"{self._config.federation}.{self._config.id}",
             subscriptions=self._topics.for_agent(self._config.id),
             will=(self._state_topic, will),
+            carrier=located.broker.carrier,
+            echo=self._topics.claim(self._config.id),
+            patience=_PATIENCE_S,
         )
+        since = self._journal.entry.since
+        self._identity = Identity(self._config.id, since=since, boot=self._boot)
         self._downloader = Downloader(
             self._topics,
             self._config.id,
@@ -117,6 +135,7 @@ class Supervisor:
             on_complete=self._on_version,
             on_gone=self._on_gone,
             max_bytes=_MAX_VERSION_BYTES,
+            throttle=Throttle(self._profile.downlink_kbit_s * _BYTES_PER_KBIT),
         )
         self._uploader = Uploader(
             self._topics,
@@ -124,14 +143,14 @@ class Supervisor:
             self._outbox,
             self._session.publish,
             self._on_receipt,
+            throttle=Throttle(self._profile.uplink_kbit_s * _BYTES_PER_KBIT),
         )
         self._manifest: Manifest | None = None
         self._hub_there = True
-        self._silent = self._pausing = False
-        self._failures = 0
-        self._retry_at = 0.0
+        self._silent = self._pausing = self._limited = False
+        self._budget = Budget()
         self._announced: AgentState | None = None
-        self._announce_at = 0.0
+        self._announce_at = self._changed_at = 0.0
         self._stopping = False
         self._me = psutil.Process()
 
@@ -161,7 +180,8 @@ class Supervisor:
                 self._announce(now)
         finally:
             self._training.close()
-            self._publish_state(msgspec.structs.replace(self._state, status="left"))
+            if not self._identity.lost:  # or it would be said of who has the id
+                self._publish_state(msgspec.structs.replace(self._state, status="left"))
             self._session.close()
             self._outbox.close()
             self._care.close()
@@ -171,9 +191,11 @@ class Supervisor:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case Connected():
+            case Connected(packet_limit=limit):
                 log.info("connected to the broker")
                 self._announced = None
+                self._claim()
+                self._heed_limit(limit)
                 self._move_on()
             case Disconnected(reason=reason):
                 log.warning("lost the broker (%s); reconnecting", reason)
@@ -192,6 +214,9 @@ class Supervisor:
         match self._topics.parse(topic):
             case HubRoute(kind="manifest"):
                 self._on_manifest(messages.decode(payload, Manifest))
+            case ClaimRoute():
+                if self._identity.hear(payload):
+                    self._claim()
             case HubRoute(kind="state"):
                 self._on_hub(messages.decode(payload, HubState))
             case ChunkRoute(digest=digest, index=index):
@@ -213,8 +238,22 @@ class Supervisor:
             self._hold()
         self._hub_there = there
 
+    def _claim(self) -> None:
+        topic = self._topics.claim(self._config.id)
+        self._session.publish(topic, self._identity.claim, retain=True)
+
+    def _heed_limit(self, limit: int | None) -> None:
+        """Hold still at a broker that hangs up on chunks: each attempt would end the connection."""
+        limited = limit is not None and limit < PACKET_BYTES
+        if limited:
+            self._give_up(BrokerLimit(f"the broker takes {limit} bytes a packet").line())
+            self._hold()
+        elif self._limited:
+            self._set("uploading" if self._uploader.busy else "idle", detail="")
+        self._limited = limited
+
     def _move_on(self) -> None:
-        if self._silent:
+        if self._silent or self._limited:
             return
         self._uploader.on_connected()
         self._downloader.on_connected()
@@ -224,6 +263,9 @@ class Supervisor:
         self._downloader.hold()
 
     def _on_manifest(self, manifest: Manifest) -> None:
+        # Said again, it may ask for another spread; that alone is no reason to start over.
+        spread_s = manifest.spread_s
+        manifest = msgspec.structs.replace(manifest, spread_s=0.0)
         if self._manifest == manifest:
             return
         if manifest.federation != self._config.federation:
@@ -232,7 +274,7 @@ class Supervisor:
             log.info("version %d is out, dropping the work on an older one", manifest.version)
             self._training.close()
         self._manifest = manifest
-        self._failures, self._retry_at = 0, 0.0
+        self._budget.renew()
         if manifest.base != self._base.base_digest:
             self._give_up("the federation uses another base model [model-digest]")
             return
@@ -242,7 +284,7 @@ class Supervisor:
                 self._store.remove(digest)
         self._set("downloading", detail="")
         try:
-            self._downloader.want(manifest.chain)
+            self._downloader.want(manifest.chain, spread_s=spread_s)
         except BlobOversize as error:
             self._give_up(error.message)
 
@@ -296,10 +338,10 @@ class Supervisor:
             and manifest.base == self._base.base_digest
             and not self._training.running
             and not self._care.pauses
+            and not self._limited
             and all(self._store.has(link.blob) for link in manifest.chain)
             and self._journal.entry.trained != manifest.blob
-            and self._failures < _ATTEMPTS
-            and now >= self._retry_at
+            and now >= self._budget.due
         ):
             return manifest
         return None
@@ -381,12 +423,11 @@ class Supervisor:
         )
 
     def _fail(self, manifest: Manifest, error: FfmError, now: float) -> None:
-        """Say what went wrong, and try again later, a few times per version."""
-        self._failures += 1
-        self._retry_at = now + _BACKOFF_S * 2 ** (self._failures - 1)
+        """Say what went wrong, and try again: soon at first, then after long pauses."""
+        delay = self._budget.failed(now, got=self._state.step)
         self._give_up(
-            f"training from version {manifest.version} failed: {error.message} -- "
-            f"{error.how_to_resolve}"
+            f"training from version {manifest.version} failed, again in {delay:.0f} s: "
+            f"{error.message} [{error.code}] -- {error.how_to_resolve}"
         )
 
     def _give_up(self, why: str) -> None:
@@ -397,16 +438,23 @@ class Supervisor:
     # -- state ----------------------------------------------------------------------------------
 
     def _set(self, status: AgentStatus, **changes: object) -> None:
-        self._state = msgspec.structs.replace(self._state, status=status, **changes)
+        before = self._state
+        self._state = msgspec.structs.replace(before, status=status, **changes)
+        if not _alike(before, self._state):
+            self._changed_at = time.monotonic()
 
     def _announce(self, now: float) -> None:
-        """Publish the state: at once when the status changes, else now and then while busy."""
+        """Publish the state: once it lasts when the status changes, else now and then while busy.
+
+        A status that is over in a moment costs its bytes and tells nobody anything.
+        """
         before = self._announced
         if not self._session.connected or before == self._state:
             return
-        same = before is not None and before.status == self._state.status
-        if same and now < self._announce_at:
-            return
+        if before is not None:
+            alike = _alike(before, self._state)
+            if now < (self._announce_at if alike else self._changed_at + _LASTS_S):
+                return
         self._announce_at = now + _ANNOUNCE_S
         self._announced = self._state
         self._publish_state(self._state)
@@ -419,3 +467,7 @@ class Supervisor:
             received_bytes=self._session.received_bytes,
         )
         self._session.publish(self._state_topic, messages.encode(full), retain=True)
+
+
+def _alike(one: AgentState, other: AgentState) -> bool:
+    return (one.status, one.version) == (other.status, other.version)

@@ -27,6 +27,9 @@ from quantization.updates.rates import bits_of, loses
 
 log = logging.getLogger("ffm.agent")
 
+WORKER = "edge_agent.worker"
+"""The module that makes an update; benchmarks.chaos puts one without training in its place."""
+
 _STARTED_FROM = "version"
 _PAUSE_S = 20.0
 # Of the disk space that the profile gives, the data may take this part, tokenized.
@@ -242,9 +245,7 @@ class Training:
             tokens=str(self._work.with_name("tokens")),
             tokens_mb=self._profile.disk_mb // _TOKENS_SHARE,
         )
-        self._worker = Worker(
-            "edge_agent.worker", job, TrainResult, folder=self._work, limits=limits
-        )
+        self._worker = Worker(WORKER, job, TrainResult, folder=self._work, limits=limits)
 
     def _finish(self, manifest: Manifest) -> Trained | None:
         worker, self._worker = self._worker, None

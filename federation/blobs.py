@@ -19,12 +19,12 @@ _HAVE: Final = 1
 
 
 class BlobStore:
-    """A folder of whole, checked blobs.
+    """A folder of whole, checked blobs; one process writes into it.
 
     Parameters
     ----------
     folder
-        Created if it is not there.
+        Created if it is not there. What a killed process left half-written in it is swept up.
 
     Raises
     ------
@@ -34,6 +34,8 @@ class BlobStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_folder(folder)
+        for path in self.folder.glob(".*"):
+            path.unlink(missing_ok=True)
 
     def path(self, digest: str) -> Path:
         """Give where the blob is or would be.
@@ -51,6 +53,13 @@ class BlobStore:
         """Tell whether the whole blob is here."""
         return self.path(digest).is_file()
 
+    def whole(self, digest: str) -> bool:
+        """Tell whether the blob is here and its bytes still give its digest; reads all of it."""
+        try:
+            return sha256_file(self.path(digest)) == digest
+        except OSError:
+            return False
+
     def size(self, digest: str) -> int | None:
         """Give the size in bytes, or None when the blob is not here."""
         try:
@@ -61,7 +70,7 @@ class BlobStore:
     def put(self, data: bytes) -> str:
         """Keep `data`, durably, and give its digest."""
         digest = sha256_bytes(data)
-        if not self.has(digest):
+        if not self.whole(digest):
             write_atomic(self.path(digest), data)
         return digest
 
@@ -149,8 +158,8 @@ class Partial:
         self._have[index] = _HAVE
         return True
 
-    def finish(self, store: BlobStore) -> Path:
-        """Check the digest and move the blob into `store`, durably; give its path there.
+    def check(self) -> Path:
+        """Check the digest of a complete blob; give its file, which is not flushed to the disk.
 
         Raises
         ------
@@ -161,6 +170,17 @@ class Partial:
             self.remove()
             self._open()
             raise BlobCorrupt(f"the chunks of {self.digest} do not give that digest")
+        return self._data
+
+    def finish(self, store: BlobStore) -> Path:
+        """Check the digest and move the blob into `store`, durably; give its path there.
+
+        Raises
+        ------
+        BlobCorrupt
+            As `check`.
+        """
+        self.check()
         target = store.path(self.digest)
         try:
             handle = os.open(self._data, os.O_RDONLY)

@@ -14,7 +14,7 @@ from typing import Final
 from federation.blobs import BlobStore, Partial
 from federation.chunks import CHUNK, from_ranges, pack, to_ranges, unpack
 from federation.messages import Get, Gone, Link, encode
-from federation.pace import Backoff
+from federation.pace import Backoff, Throttle
 from federation.topics import Topics
 from federation.upload import Publish
 from ffm_common.errors import BlobCorrupt, BlobOversize, MessageInvalid
@@ -49,6 +49,8 @@ class Downloader:
         ends.
     max_bytes
         The most that is taken, all blobs of a version together.
+    throttle
+        What may be fetched per second.
     rng
         Source of the jitter.
     """
@@ -63,6 +65,7 @@ class Downloader:
         on_complete: Callable[[str], None],
         on_gone: Callable[[str], None],
         max_bytes: int,
+        throttle: Throttle | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._store = store
@@ -73,7 +76,11 @@ class Downloader:
         self._on_complete = on_complete
         self._on_gone = on_gone
         self._max_bytes = max_bytes
+        self._throttle = throttle or Throttle()
+        self._rng = rng or random.Random()  # noqa: S311
         self._links: Sequence[Link] = ()
+        self._wait_s = 0.0  # how long to wait, from the next tick on
+        self._begin_at = _NEVER
         self._active = False
         self._now = 0.0
         self._partial: Partial | None = None
@@ -82,15 +89,17 @@ class Downloader:
         self._window = _FIRST_WINDOW
         self._moved_at = _NEVER
         self._pace = 0.0  # seconds per chunk, smoothed
-        self._next_get = Backoff(*_GET_S, rng=rng)
+        self._next_get = Backoff(*_GET_S, rng=self._rng)
 
     @property
     def wanted(self) -> str | None:
         """The digest of the blob on its way."""
         return None if self._partial is None else self._partial.digest
 
-    def want(self, links: Sequence[Link]) -> None:
+    def want(self, links: Sequence[Link], *, spread_s: float = 0.0) -> None:
         """Fetch these blobs in this order, and no others; what arrived of them before is used.
+
+        Nothing is asked for before a random share of `spread_s` seconds is over.
 
         Raises
         ------
@@ -103,6 +112,7 @@ class Downloader:
         if size > self._max_bytes:
             raise BlobOversize(f"a version of {size} bytes, at most {self._max_bytes} are taken")
         self._links = links
+        self._wait_s, self._begin_at = self._rng.uniform(0.0, spread_s), _NEVER
         self._fetch()
 
     def _fetch(self) -> None:
@@ -163,7 +173,11 @@ class Downloader:
     def tick(self, now: float) -> None:
         """Let time pass, to `now` (monotonic seconds): ask, and ask again for what stayed away."""
         self._now = now
-        if self._active and self._partial is not None and now >= self._next_get.due:
+        if self._wait_s:
+            self._begin_at, self._wait_s = now + self._wait_s, 0.0
+        if not self._active or self._partial is None or now < self._begin_at:
+            return
+        if now >= self._next_get.due:
             if self._asked:
                 self._window = max(1, self._window // 2)
                 self._asked.clear()
@@ -171,10 +185,14 @@ class Downloader:
                 self._moved_at = now
             self._ask()
             self._next_get.again(now)
+        else:
+            self._ask()  # the throttle may have held back what `on_chunk` would have asked for
 
     def _ask(self) -> None:
         """Keep a window of chunks asked for, topping it up when half of it has come."""
         if not self._active or self._partial is None or len(self._asked) > self._window // 2:
+            return
+        if not self._throttle.ready(self._now):
             return
         room = self._window - len(self._asked)
         absent = (index for index in self._partial.absent() if index not in self._asked)
@@ -184,6 +202,7 @@ class Downloader:
         get = Get(digest=self._partial.digest, ranges=to_ranges(batch))
         if self._publish(self._topics.up(self._agent, "get"), encode(get)) is not None:
             self._asked.update(batch)
+            self._throttle.spend(len(batch) * CHUNK, self._now)
 
     def _finish_if_complete(self) -> None:
         if self._partial is None or not self._partial.complete:

@@ -1,12 +1,14 @@
 """What is said: small JSON messages with a limit on every field.
 
 A field that a newer sender adds is ignored, so that hub and agents may be upgraded one by one; only
-a task is refused when it is not understood whole.
+a task is refused when it is not understood whole. A field that has its default is left out, and
+what is above 1 KiB is compressed with zlib.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias, TypeVar
+import zlib
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +20,9 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_RANGES = 512
 MAX_CHAIN = 64
 _MAX_TEXT = 500
+# Below this a person reads the wire with mosquitto_sub; above, labels repeat themselves.
+_PLAIN_BYTES: Final = 1024
+_ZLIB: Final = b"\x78"  # no JSON starts with an x
 
 Digest: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9-]{1,64}\Z")]
@@ -45,7 +50,7 @@ AgentStatus: TypeAlias = Literal[
 HubStatus: TypeAlias = Literal["starting", "open", "closing", "finished", "left", "lost"]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of everything said over the wire."""
 
 
@@ -112,7 +117,8 @@ class Manifest(Message, frozen=True, kw_only=True):
     base model these belong to, `spec` their names and shapes, `task` what is to be learned and
     how, `codec` how updates are encoded. `down_bits` is about what a version costs in bits per
     parameter for who fetches every one. `deadline_s` is how many seconds the version stays open
-    after it was published; `open` is False when no updates are wanted (any more).
+    after it was published; `open` is False when no updates are wanted (any more). Each agent waits
+    a random share of `spread_s` seconds before it fetches, so that a broadcast makes no storm.
     """
 
     federation: Name
@@ -126,6 +132,7 @@ class Manifest(Message, frozen=True, kw_only=True):
     down_bits: Annotated[float, Meta(ge=0.0, le=64.0)]
     deadline_s: Seconds
     open: bool
+    spread_s: Annotated[float, Meta(ge=0.0, le=86400.0)] = 0.0
 
     @property
     def blob(self) -> str:
@@ -136,7 +143,8 @@ class Manifest(Message, frozen=True, kw_only=True):
 class Offer(Message, frozen=True, kw_only=True):
     """Agent: I have this update (`size` bytes) for `version`.
 
-    `examples` were trained on, ending at `loss`, in `seconds`.
+    `examples` were trained on, ending at `loss`, in `seconds`. `again` says that the same was
+    offered before on this connection, and whatever the hub has asked for since was sent.
     """
 
     digest: Digest
@@ -145,13 +153,18 @@ class Offer(Message, frozen=True, kw_only=True):
     examples: Annotated[int, Meta(ge=1, le=2**53)]
     loss: float | None = None
     seconds: Seconds = 0.0
+    again: bool = False
 
 
 class Need(Message, frozen=True, kw_only=True):
-    """Hub: of the blob offered, send these chunks."""
+    """Hub: of the blob offered, send these chunks; if none: offer it again in `wait_s` seconds.
+
+    Who is told to wait is asked sooner when there is room sooner.
+    """
 
     digest: Digest
-    ranges: Ranges
+    ranges: Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=MAX_RANGES)] = ()
+    wait_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 0.0
 
 
 class Done(Message, frozen=True, kw_only=True):
@@ -194,7 +207,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def encode(message: Message) -> bytes:
-    """Give the JSON of `message`, at most 64 KiB.
+    """Give the JSON of `message`, at most 64 KiB; compressed where that is above 1 KiB.
 
     Raises
     ------
@@ -202,12 +215,16 @@ def encode(message: Message) -> bytes:
         A field is out of its limits: better said here than by a receiver far away.
     """
     payload = _ENCODER.encode(message)
+    if len(payload) > _PLAIN_BYTES:
+        payload = zlib.compress(payload, 9)
     decode(payload, type(message))
     return payload
 
 
 def decode(payload: bytes, kind: type[T]) -> T:
     """Read `payload` as a message of type `kind`; its size is checked before it is parsed.
+
+    The limit of 64 KiB holds for what is sent and for what that is decompressed.
 
     Raises
     ------
@@ -216,7 +233,21 @@ def decode(payload: bytes, kind: type[T]) -> T:
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageInvalid(f"{kind.__name__} of {len(payload)} bytes is too large")
+    if payload.startswith(_ZLIB):
+        payload = _inflate(payload, kind.__name__)
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MessageInvalid(f"{kind.__name__}: {error}") from error
+
+
+def _inflate(payload: bytes, name: str) -> bytes:
+    """Decompress; what would become too large is given up at the limit."""
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(payload, MAX_MESSAGE_BYTES)
+    except zlib.error as error:
+        raise MessageInvalid(f"{name}: {error}") from error
+    if not stream.eof or stream.unused_data:
+        raise MessageInvalid(f"{name} is too large, cut short or too long when decompressed")
+    return plain

@@ -121,7 +121,9 @@ class Outbox:
         offer = self._pending.get(digest)
         if offer is None:
             return None
-        with self._journal():
+        # One transaction, so that a card is flushed once.
+        with self._journal(), self._sql:
+            self._sql.execute("BEGIN")
             self._sql.execute(
                 "UPDATE outbox SET receipt = ?, counted = ?, settled_at = ? WHERE digest = ?",
                 (encode(receipt), isinstance(receipt, Done), time.time(), digest),

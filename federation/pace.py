@@ -1,4 +1,4 @@
-"""When to ask again: a delay that doubles, with a jitter so that a fleet does not ask in step."""
+"""When to speak: delays that double, with a jitter so that a fleet does not ask in step; rates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from typing import Final
 
 _JITTER: Final = 0.2
+_BURST_S: Final = 0.5
 
 
 class Backoff:
@@ -37,7 +38,40 @@ class Backoff:
         self._delay = min(self._last, max(self._first, at_least))
         self.again(now)
 
+    def wait(self, now: float, seconds: float) -> None:
+        """Act again after about `seconds`, and start over with the first delay then."""
+        self._delay = self._first
+        self.due = now + seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+
     def act_now(self) -> None:
         """Act at the next chance, and start over with the first delay."""
         self._delay = self._first
         self.due = float("-inf")
+
+
+class Throttle:
+    """A rate that is not exceeded for longer than half a second (a token bucket).
+
+    Parameters
+    ----------
+    bytes_per_s
+        The rate; infinity is no limit.
+
+    Notes
+    -----
+    Kept as the time at which what was spent is paid for (GCRA, ITU-T I.371), so there is nothing to
+    fill up between two looks. What is spent at once may be more than fits the burst: it is waited
+    for afterwards.
+    """
+
+    def __init__(self, bytes_per_s: float = float("inf")) -> None:
+        self._rate = bytes_per_s
+        self._paid_at = float("-inf")
+
+    def ready(self, now: float) -> bool:
+        """Tell whether something may be spent at `now` (monotonic seconds)."""
+        return self._paid_at <= now + _BURST_S
+
+    def spend(self, count: int, now: float) -> None:
+        """Count `count` bytes."""
+        self._paid_at = max(self._paid_at, now) + count / self._rate

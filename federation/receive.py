@@ -1,18 +1,23 @@
 """The hub's side of an upload: many agents at once, each with at most one update on its way.
 
+Not more is let in at a time than the broker holds for the hub and the hub gets through before it
+would ask again; the others wait their turn.
 What has arrived is on disk, with the offer it belongs to, so a restarted hub goes on where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from federation.blobs import BlobStore, Partial
-from federation.chunks import unpack
+import msgspec
+
+from federation.blobs import Partial
+from federation.chunks import CHUNK, unpack
 from federation.messages import (
     MAX_MESSAGE_BYTES,
     Done,
@@ -25,15 +30,25 @@ from federation.messages import (
 )
 from federation.pace import Backoff
 from federation.topics import Topics, check_name
-from federation.upload import Publish
-from ffm_common.errors import BlobCorrupt, BlobOversize, FfmError, MessageInvalid
-from ffm_common.files import make_folder, write_atomic
+from federation.upload import WINDOW, Publish
+from ffm_common.errors import (
+    BlobCorrupt,
+    BlobOversize,
+    FfmError,
+    MessageInvalid,
+    PathUnwritable,
+    StorageError,
+)
+from ffm_common.files import make_folder
 
 _LOG = logging.getLogger(__name__)
 
-_STALL_S: Final = (5.0, 60.0)
-_MAX_ASKS: Final = 6
+_STALL_S: Final = (10.0, 60.0)
+_MAX_ASKS: Final = 3
 _MAX_CORRUPT: Final = 3
+_WAIT_S: Final = 15.0
+_OFFER: Final = "offer.json"
+_IN_FLIGHT: Final = 8 << 20
 
 
 class UploadReceiver:
@@ -52,11 +67,13 @@ class UploadReceiver:
         counted already) is the answer at once. Asked again for an update that was counted, it
         must say `Done` again.
     accept
-        Given the path of the whole update, whose digest was checked and whose bytes are on the
-        disk. Its answer goes to the agent, so what it says must be durable when it returns. The
-        file is deleted afterwards.
+        Given the path of the whole update, whose digest was checked, but which was not flushed to
+        the disk. Its answer goes to the agent, so what it says must be durable when it returns.
+        The file is deleted afterwards.
     max_bytes
         The largest update taken.
+    max_in_flight
+        The most bytes that the agents let in may have under way together.
     """
 
     def __init__(
@@ -68,6 +85,7 @@ class UploadReceiver:
         accept: Callable[[str, Offer, Path], Receipt],
         *,
         max_bytes: int,
+        max_in_flight: int = _IN_FLIGHT,
     ) -> None:
         self._folder = make_folder(folder)
         self._topics = topics
@@ -75,32 +93,44 @@ class UploadReceiver:
         self._admit = admit
         self._accept = accept
         self._max_bytes = max_bytes
+        self._max_in_flight = max_in_flight
         self._now = 0.0
         self._arrivals: dict[str, _Arrival] = {}
+        self._in_flight: dict[str, int] = {}  # who was let in -> what it may have under way
+        self._waiting: dict[str, Offer] = {}  # the others, first come first served
         for path in sorted(folder.iterdir()):
             self._take_up(path)
 
     def on_offer(self, agent: str, offer: Offer) -> None:
-        """Answer an offer: `Need`, or at once the receipt."""
-        verdict = self._admit(agent, offer)
-        if verdict is None and offer.size > self._max_bytes:
-            why = f"{offer.size} bytes, at most {self._max_bytes} are taken"
-            verdict = Reject(digest=offer.digest, code=BlobOversize.code, why=why)
+        """Answer an offer: `Need`, now or later, or at once the receipt.
+
+        Raises
+        ------
+        StorageError
+            The disk takes no more; the agent has been told to come again. So with chunks and ticks.
+        """
+        again, offer = offer.again, msgspec.structs.replace(offer, again=False)
         arrival = self._arrivals.get(agent)
+        if again and arrival is not None and arrival.offer == offer and agent in self._in_flight:
+            # It crossed what was asked for, or its answer; what stays away `tick` asks for again.
+            return
+        with self._or_later(agent, offer.digest):
+            verdict = self._verdict(agent, offer)
         if verdict is not None:
+            self._waiting.pop(agent, None)
             if arrival is not None and arrival.offer.digest == offer.digest:
                 self.drop(agent)
             self._answer(agent, verdict)
             return
-        if arrival is None or arrival.offer != offer:
-            if arrival is not None and arrival.offer.digest != offer.digest:
-                self.drop(agent)
-            folder = make_folder(self._folder / check_name(agent))
-            write_atomic(folder / "offer.json", encode(offer))
-            arrival = _Arrival(folder, offer, self._max_bytes)
-            self._arrivals[agent] = arrival
-        arrival.asks = 0
-        self._go_on(agent, arrival)
+        if arrival is not None and arrival.offer.digest != offer.digest:
+            self.drop(agent)
+        if agent in self._in_flight:
+            self._take(agent, offer)
+            return
+        self._waiting[agent] = offer
+        self._let_in()
+        if agent in self._waiting:
+            self._say_wait(agent, offer.digest)
 
     def on_chunk(self, agent: str, digest: str, index: int, payload: bytes) -> None:
         """Keep a chunk; one that is broken, doubled or of no offer does no harm."""
@@ -108,50 +138,113 @@ class UploadReceiver:
         if arrival is None or arrival.offer.digest != digest:
             return
         try:
-            fresh = arrival.partial.write(index, unpack(payload))
+            data = unpack(payload)
+            with self._or_later(agent, digest):
+                if arrival.partial.write(index, data):
+                    self._in_flight[agent] = _most_under_way(arrival.offer)
+                    arrival.asks = 0
+                    arrival.next_ask.restart(self._now)
+                    if arrival.partial.complete:
+                        self._go_on(agent, arrival)
         except MessageInvalid as error:
             _LOG.warning("dropped from %s: %s", agent, error)
-            return
-        if fresh:
-            arrival.asks = 0
-            arrival.next_ask.restart(self._now)
-            if arrival.partial.complete:
-                self._go_on(agent, arrival)
 
     def tick(self, now: float) -> None:
         """Let time pass, to `now` (monotonic seconds): ask again where chunks stay away."""
         self._now = now
-        for agent, arrival in list(self._arrivals.items()):
-            if now >= arrival.next_ask.due and arrival.asks < _MAX_ASKS:
-                self._go_on(agent, arrival)
+        for agent in list(self._in_flight):
+            arrival = self._arrivals[agent]
+            if now < arrival.next_ask.due:
+                continue
+            if arrival.asks < _MAX_ASKS:
+                self._ask(agent, arrival)
+            else:
+                self.release(agent)
+        self._let_in()
+
+    def release(self, agent: str) -> None:
+        """Make room for others: `agent` has gone; what has arrived of it stays."""
+        self._in_flight.pop(agent, None)
+        self._waiting.pop(agent, None)
 
     def drop(self, agent: str) -> None:
         """Forget what has arrived from `agent` so far."""
+        self._in_flight.pop(agent, None)
         if (arrival := self._arrivals.pop(agent, None)) is not None:
             shutil.rmtree(arrival.folder, ignore_errors=True)
 
+    def review(self) -> None:
+        """Ask `admit` anew about everything on its way: a version has closed, say.
+
+        What cannot be counted any more is answered and dropped, so that agents stop sending it,
+        and those who never come back leave nothing behind.
+        """
+        for agent, arrival in list(self._arrivals.items()):
+            try:
+                verdict = self._verdict(agent, arrival.offer)
+            except PathUnwritable:  # it could be counted, there is no room now
+                continue
+            if verdict is not None:
+                self._waiting.pop(agent, None)
+                self.drop(agent)
+                self._answer(agent, verdict)
+
+    def _verdict(self, agent: str, offer: Offer) -> Receipt | None:
+        verdict = self._admit(agent, offer)
+        if verdict is None and offer.size > self._max_bytes:
+            why = f"{offer.size} bytes, at most {self._max_bytes} are taken"
+            verdict = Reject(digest=offer.digest, code=BlobOversize.code, why=why)
+        return verdict
+
+    def _let_in(self) -> None:
+        """Let those who wait longest come, as far as there is room; one may come in any case."""
+        while self._waiting:
+            agent, offer = next(iter(self._waiting.items()))
+            taken = sum(self._in_flight.values())
+            if taken and taken + _most_under_way(offer) > self._max_in_flight:
+                return
+            del self._waiting[agent]
+            with self._or_later(agent, offer.digest):
+                verdict = self._verdict(agent, offer)  # anew: it may have waited for long
+            if verdict is not None:
+                self.drop(agent)
+                self._answer(agent, verdict)
+            else:
+                self._take(agent, offer)
+
+    def _take(self, agent: str, offer: Offer) -> None:
+        """Let the update of an agent come, from where it was."""
+        with self._or_later(agent, offer.digest):
+            arrival = self._arrivals.get(agent)
+            if arrival is None or arrival.offer != offer:
+                folder = self._folder / check_name(agent)
+                arrival = _Arrival(folder, offer, self._max_bytes)
+                # Not flushed: what a power cut takes is offered again.
+                (folder / _OFFER).write_bytes(encode(offer))
+                self._arrivals[agent] = arrival
+            self._in_flight[agent] = _most_under_way(offer)
+            arrival.asks = 0
+            self._go_on(agent, arrival)
+
     def _go_on(self, agent: str, arrival: _Arrival) -> None:
         """Ask for what is missing; when nothing is, check, hand over and answer."""
+        if not arrival.partial.complete:
+            self._ask(agent, arrival)
+            return
         digest = arrival.offer.digest
-        if not arrival.store.has(digest):
-            if arrival.partial.complete:
-                try:
-                    arrival.partial.finish(arrival.store)
-                except BlobCorrupt as error:
-                    arrival.corrupt += 1
-                    _LOG.warning("from %s: %s", agent, error)
-                    if arrival.corrupt == _MAX_CORRUPT:
-                        self.drop(agent)
-                        why = "the chunks do not give the digest"
-                        self._answer(agent, Reject(digest=digest, code=error.code, why=why))
-                        return
-            if not arrival.store.has(digest):
+        try:
+            path = arrival.partial.check()
+        except BlobCorrupt as error:
+            arrival.corrupt += 1
+            _LOG.warning("from %s: %s", agent, error)
+            if arrival.corrupt < _MAX_CORRUPT:
                 self._ask(agent, arrival)
                 return
-        # Admitted anew, since the process before may have died right after it had accepted.
-        receipt = self._admit(agent, arrival.offer) or self._accept(
-            agent, arrival.offer, arrival.store.path(digest)
-        )
+            why = "the chunks do not give the digest"
+            receipt: Receipt = Reject(digest=digest, code=error.code, why=why)
+        else:
+            # Admitted anew, since the process before may have died right after it had accepted.
+            receipt = self._admit(agent, arrival.offer) or self._accept(agent, arrival.offer, path)
         self.drop(agent)
         self._answer(agent, receipt)
 
@@ -166,13 +259,31 @@ class UploadReceiver:
         done = isinstance(receipt, Done)
         self._publish(self._topics.down(agent, "done" if done else "reject"), encode(receipt))
 
+    def _say_wait(self, agent: str, digest: str) -> None:
+        need = Need(digest=digest, wait_s=_WAIT_S)
+        self._publish(self._topics.down(agent, "need"), encode(need))
+
+    @contextlib.contextmanager
+    def _or_later(self, agent: str, digest: str) -> Iterator[None]:
+        """Where the disk takes no more, have the agent come again; what has arrived stays."""
+        try:
+            yield
+        except (StorageError, OSError) as error:
+            self.release(agent)
+            self._say_wait(agent, digest)
+            if isinstance(error, OSError):
+                raise PathUnwritable(f"cannot write into {self._folder}: {error}") from error
+            raise
+
     def _take_up(self, folder: Path) -> None:
         """Go on with what an earlier process left in `folder`; sweep up what cannot be used."""
+        agent = folder.name
         try:
-            check_name(folder.name)
-            with (folder / "offer.json").open("rb") as file:
+            check_name(agent)
+            with (folder / _OFFER).open("rb") as file:
                 offer = decode(file.read(MAX_MESSAGE_BYTES + 1), Offer)
-            self._arrivals[folder.name] = _Arrival(folder, offer, self._max_bytes)
+            self._arrivals[agent] = _Arrival(folder, offer, self._max_bytes)
+            self._waiting[agent] = offer
         except (OSError, FfmError) as error:
             _LOG.warning("swept up %s: %s", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
@@ -184,8 +295,11 @@ class _Arrival:
     def __init__(self, folder: Path, offer: Offer, max_bytes: int) -> None:
         self.folder = folder
         self.offer = offer
-        self.store = BlobStore(folder / "whole")
         self.partial = Partial(folder, offer.digest, offer.size, max_bytes=max_bytes)
         self.next_ask = Backoff(*_STALL_S)
         self.asks = 0
         self.corrupt = 0
+
+
+def _most_under_way(offer: Offer) -> int:
+    return min(offer.size, WINDOW * CHUNK)

@@ -5,6 +5,7 @@
     ffm/v1/<federation>/hub/state                         retained, last will of the hub
     ffm/v1/<federation>/hub/manifest                      retained
     ffm/v1/<federation>/agent/<id>/state                  retained, last will of the agent
+    ffm/v1/<federation>/agent/<id>/claim                  retained, for who else has that id
     ffm/v1/<federation>/agent/<id>/up/<kind>              agent -> hub: offer, get
     ffm/v1/<federation>/agent/<id>/up/<digest>/<index>    agent -> hub: one chunk
     ffm/v1/<federation>/agent/<id>/down/<kind>            hub -> agent: need, done, reject, gone
@@ -45,6 +46,12 @@ class StateRoute(msgspec.Struct, frozen=True):
     agent: str
 
 
+class ClaimRoute(msgspec.Struct, frozen=True):
+    """Who works under the id of one agent."""
+
+    agent: str
+
+
 class MessageRoute(msgspec.Struct, frozen=True):
     """A control message to (down) or from (up) one agent."""
 
@@ -61,7 +68,7 @@ class ChunkRoute(msgspec.Struct, frozen=True):
     index: int
 
 
-Route: TypeAlias = HubRoute | StateRoute | MessageRoute | ChunkRoute
+Route: TypeAlias = HubRoute | StateRoute | ClaimRoute | MessageRoute | ChunkRoute
 
 
 def check_name(name: str) -> str:
@@ -101,6 +108,10 @@ class Topics:
         """Give the retained state topic of `agent`."""
         return f"{self._agent(agent)}state"
 
+    def claim(self, agent: str) -> str:
+        """Give the topic under which `agent` says which process it is."""
+        return f"{self._agent(agent)}claim"
+
     def up(self, agent: str, kind: UpKind) -> str:
         """Give the topic of a control message from `agent`."""
         return f"{self._agent(agent)}up/{kind}"
@@ -124,11 +135,12 @@ class Topics:
 
     def for_hub(self) -> list[str]:
         """Give the hub's subscriptions; no two overlap, or it would get every message twice."""
-        return [f"{self.prefix}agent/+/up/#", f"{self.prefix}agent/+/state"]
+        agents = f"{self.prefix}agent/+/"
+        return [f"{agents}up/#", f"{agents}state", self.hub_state]
 
     def for_agent(self, agent: str) -> list[str]:
         """Give the subscriptions of `agent`."""
-        return [f"{self._agent(agent)}down/#", f"{self.prefix}hub/#"]
+        return [f"{self._agent(agent)}down/#", self.claim(agent), f"{self.prefix}hub/#"]
 
     def parse(self, topic: str) -> Route:
         """Tell what a topic of this federation carries.
@@ -144,6 +156,8 @@ class Topics:
                     return HubRoute(cast("Literal['state', 'manifest']", kind))
                 case ["agent", agent, "state"] if _NAME.fullmatch(agent):
                     return StateRoute(agent)
+                case ["agent", agent, "claim"] if _NAME.fullmatch(agent):
+                    return ClaimRoute(agent)
                 case ["agent", agent, ("up" | "down") as direction, kind] if (
                     _NAME.fullmatch(agent) and kind in _KINDS[direction]
                 ):

@@ -11,16 +11,22 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+import msgspec
+
 from federation.chunks import CHUNK, chunk_count, from_ranges, pack
 from federation.messages import Done, Need, Offer, Receipt, Reject, encode
 from federation.outbox import Outbox
-from federation.pace import Backoff
+from federation.pace import Backoff, Throttle
 from federation.topics import Topics
 
 Publish: TypeAlias = Callable[[str, bytes], int | None]
 """Sends at QoS 1; gives the message id, or None when nothing was sent."""
 
 WINDOW: Final = 4
+"""The most chunks under way, and so the most that a cut makes to be sent again."""
+_FIRST_WINDOW: Final = 2
+# A window must be through well within half a keepalive, or pings are late and the link is cut.
+_QUICK_S, _SLOW_S = 2.0, 6.0
 _OFFER_S: Final = (1.0, 8.0)
 _STUCK_S: Final = 60.0
 
@@ -38,6 +44,8 @@ class Uploader:
         How to send.
     on_settled
         Called with offer and receipt once the outbox has let an update go.
+    throttle
+        What may be sent per second.
     rng
         Source of the jitter.
     """
@@ -50,6 +58,7 @@ class Uploader:
         publish: Publish,
         on_settled: Callable[[Offer, Receipt], None],
         *,
+        throttle: Throttle | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._topics = topics
@@ -61,7 +70,10 @@ class Uploader:
         self._now = 0.0
         self._offer: Offer | None = None
         self._todo: deque[int] = deque()
-        self._under_way: dict[int, int] = {}  # message id -> chunk
+        self._under_way: dict[int, tuple[int, float]] = {}  # message id -> chunk, sent when
+        self._again = False
+        self._window = _FIRST_WINDOW
+        self._throttle = throttle or Throttle()
         self._next_offer = Backoff(*_OFFER_S, rng=rng)
 
     @property
@@ -88,8 +100,12 @@ class Uploader:
             if settled is not None:
                 self._on_settled(settled, message)
         elif self._offer is not None and self._offer.digest == message.digest:
+            if not message.ranges:
+                self._todo.clear()
+                self._next_offer.wait(self._now, message.wait_s)
+                return
             size = self._offer.size
-            under_way = set(self._under_way.values())
+            under_way = {index for index, _ in self._under_way.values()}
             wanted = from_ranges(message.ranges, size, chunk_count(size))
             # From a dict and not a list: ranges that overlap must not send a chunk twice.
             self._todo = deque(index for index in dict.fromkeys(wanted) if index not in under_way)
@@ -98,7 +114,12 @@ class Uploader:
 
     def on_acked(self, mid: int) -> None:
         """The broker took a chunk: there is room for the next."""
-        if self._under_way.pop(mid, None) is not None:
+        if (chunk := self._under_way.pop(mid, None)) is not None:
+            took = self._now - chunk[1]
+            if took > _SLOW_S:
+                self._window = max(1, self._window // 2)
+            elif took < _QUICK_S:
+                self._window = min(WINDOW, self._window + 1)
             self._next_offer.restart(self._now)
             self._send_chunks()
 
@@ -113,26 +134,40 @@ class Uploader:
                 return
         self._send_chunks()
         # While chunks are under way their acks are what moves things; silence means a sick link.
-        patience = _STUCK_S if self._under_way else 0.0
+        patience = _STUCK_S if self._under_way or self._todo else 0.0
         if now >= self._next_offer.due + patience:
-            self._under_way.clear()
-            self._todo.clear()
-            topic = self._topics.up(self._agent, "offer")
-            if self._publish(topic, encode(self._offer)) is not None:
+            if self._under_way or self._todo:
+                self._forget()
+            offer = msgspec.structs.replace(self._offer, again=self._again)
+            if self._publish(self._topics.up(self._agent, "offer"), encode(offer)) is not None:
+                self._again = True
                 self._next_offer.again(now)
 
     def _start_over(self) -> None:
-        self._todo.clear()
-        self._under_way.clear()
+        self._forget()
+        self._window = _FIRST_WINDOW
         self._next_offer.act_now()
 
+    def _forget(self) -> None:
+        """Forget what was asked for; the hub must ask anew."""
+        self._todo.clear()
+        self._under_way.clear()
+        self._again = False
+
     def _send_chunks(self) -> None:
-        while self._active and self._offer and self._todo and len(self._under_way) < WINDOW:
+        while (
+            self._active
+            and self._offer
+            and self._todo
+            and len(self._under_way) < self._window
+            and self._throttle.ready(self._now)
+        ):
             index = self._todo[0]
             digest = self._offer.digest
             data = self._outbox.read(digest, index * CHUNK, CHUNK)
             mid = self._publish(self._topics.chunk_up(self._agent, digest, index), pack(data))
             if mid is None:
                 return
+            self._throttle.spend(len(data), self._now)
             self._todo.popleft()
-            self._under_way[mid] = index
+            self._under_way[mid] = index, self._now

@@ -26,6 +26,7 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     ├── TrainingError
     │   ├── LossNotFinite            loss-not-finite
     │   ├── WorkerPaused             worker-paused
+    │   ├── WorkerStuck              worker-stuck
     │   └── WorkerFailed             worker-failed
     ├── ProfileError
     │   ├── ProfileUnknown           profile-unknown
@@ -39,10 +40,16 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   └── BlobOversize             blob-oversize
     ├── BrokerError
     │   ├── BrokerUnavailable        broker-unavailable
+    │   ├── BrokerProtocol           broker-protocol
+    │   ├── BrokerCertificate        broker-certificate
+    │   ├── BrokerRefused            broker-refused
+    │   ├── BrokerLimit              broker-limit
+    │   ├── IdentityTaken            identity-taken
     │   └── PortBusy                 port-busy
     ├── StorageError
     │   ├── PathUnwritable           path-unwritable
     │   ├── FolderBusy               folder-busy
+    │   ├── VersionLost              version-lost
     │   └── LedgerBroken             ledger-broken
     ├── ExtraMissing                 extra-missing
     └── FleetError
@@ -212,6 +219,13 @@ class WorkerPaused(TrainingError):
     remedy = "nothing to do: it is started again when the profile allows"
 
 
+class WorkerStuck(TrainingError):
+    """The worker process showed no sign of life and was ended."""
+
+    code = "worker-stuck"
+    remedy = "nothing to do: it is started again; if it comes back, see the worker's log named"
+
+
 class WorkerFailed(TrainingError):
     """The worker process ended without a result."""
 
@@ -294,6 +308,42 @@ class BrokerUnavailable(BrokerError):
     remedy = "install mosquitto, or `pip install ffm-edge[broker]`, or give the broker's address"
 
 
+class BrokerProtocol(BrokerError):
+    """At the broker's port something else is spoken: TLS or not, a WebSocket or not."""
+
+    code = "broker-protocol"
+    remedy = "correct the scheme of the broker's url: mqtt, mqtts, ws or wss; and its port"
+
+
+class BrokerCertificate(BrokerError):
+    """The certificate of the broker, or of this side, was not accepted."""
+
+    code = "broker-certificate"
+    remedy = "check `ca`, the host in `url`, the dates of both certificates, and the board's clock"
+
+
+class BrokerRefused(BrokerError):
+    """The broker does not take the connection or a subscription."""
+
+    code = "broker-refused"
+    remedy = "look into the broker's log: its access rules, or its max_connections"
+
+
+class BrokerLimit(BrokerError):
+    """The broker takes no packets as large as a chunk."""
+
+    code = "broker-limit"
+    remedy = "let the broker take packets of 65536 bytes (mosquitto: max_packet_size)"
+
+
+class IdentityTaken(BrokerError):
+    """Another device has this agent's id, and has had it for longer."""
+
+    code = "identity-taken"
+    remedy = "give each device an id of its own in its agent.toml"
+    exit_status = 2
+
+
 class PortBusy(BrokerError):
     """The port asked for is in use."""
 
@@ -318,6 +368,13 @@ class FolderBusy(StorageError):
 
     code = "folder-busy"
     remedy = "end the other process, or give each its own folder"
+
+
+class VersionLost(StorageError):
+    """The hub's current version is damaged on its disk in every form in which it is kept."""
+
+    code = "version-lost"
+    remedy = "restore the state folder from a backup, or move it away to start anew"
 
 
 class LedgerBroken(StorageError):

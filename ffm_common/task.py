@@ -121,3 +121,9 @@ class Task(Config, frozen=True, kw_only=True):
             raise ValueError("adapter.kind: masked-lm is trained with lora alone")
         if self.adapter.kind == "prompt" and self.adapter.top_layers:
             raise ValueError("adapter.top_layers: a soft prompt enters below all layers")
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether a fresh adapter is nothing but random numbers and zeros."""
+        # A prompt starts from words, and the head of a masked language model as the identity.
+        return self.adapter.kind == "lora" and self.kind != "masked-lm"

@@ -3,7 +3,7 @@
 Updates are taken in the order of their agents' ids, a few at a time: memory does not grow with
 their number, and the result does not depend on the order of arrival, to the last bit. While one
 thread multiplies (hub/products.py), another reads and decodes what comes next; BLAS's own threads
-would only be in their way (hub/cli.py turns them off).
+would only be in their way (hub/__init__.py turns them off).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ The protocol never relies on what a broker promises to keep, so a child keeps no
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib.util
 import ipaddress
@@ -20,7 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
-from ffm_common.errors import BrokerUnavailable, PortBusy
+from federation.carrier import PLAIN, Carrier, speaks_tls
+from federation.probe import PACKET_BYTES, greet, packet_limit
+from ffm_common.errors import (
+    BrokerLimit,
+    BrokerProtocol,
+    BrokerUnavailable,
+    FfmError,
+    PortBusy,
+)
 from ffm_common.files import make_folder, write_atomic
 from ffm_common.tied import tied
 
@@ -31,11 +38,8 @@ _LOG = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[1]
 _START_S: Final = 15.0
 _STOP_S: Final = 3.0
+_PATIENCE_S: Final = 30.0
 _TRIES: Final = 5
-# MQTT 3.1.1, clean session, keepalive 60 s, no client id; the answer starts with CONNACK.
-_HELLO: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
-_GOODBYE: Final = b"\xe0\x00"
-_CONNACK: Final = 0x20
 
 # Every limit is named, since the defaults differ between 2.0 and 2.1.
 _MOSQUITTO: Final = """\
@@ -74,16 +78,26 @@ class Broker:
         Where an external broker is, or which address a child listens on.
     port
         0 lets a child take a free one.
+    carrier
+        How an external broker is spoken to.
     """
 
     def __init__(
-        self, folder: Path, *, kind: Kind = "auto", host: str = "127.0.0.1", port: int = 0
+        self,
+        folder: Path,
+        *,
+        kind: Kind = "auto",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        carrier: Carrier = PLAIN,
     ) -> None:
         self._folder = folder
         self._choice: Kind = kind
         self._bind = host
         self._port = port
+        self._carrier = carrier
         self._child: subprocess.Popen[bytes] | None = None
+        self._in_touch_at: float | None = None
         self.kind: Kind = kind
         """Which one it is; never ``auto`` once started."""
         self.host = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104
@@ -114,14 +128,15 @@ class Broker:
         ------
         BrokerUnavailable
             None answers, or none can be started.
+        BrokerProtocol, BrokerCertificate, BrokerLimit
+            An external one cannot be spoken to, or not enough.
         PortBusy
             The port asked for is in use.
         PathUnwritable
             The folder does not take configuration and log.
         """
         if self._choice == "external":
-            if not answers(self._bind, self._port):
-                raise BrokerUnavailable(f"no MQTT broker answers at {self._bind}:{self._port}")
+            self._reach()
             return
         mosquitto = None if self._choice == "amqtt" else find_mosquitto()
         if self._choice == "mosquitto" and mosquitto is None:
@@ -159,11 +174,48 @@ class Broker:
             self._child.wait()
         self._child = None
 
+    def tend(self, now: float, *, in_touch: bool) -> None:
+        """Start a child again that has died, or has not let us in for 30 s although it runs.
+
+        Parameters
+        ----------
+        now
+            Monotonic seconds.
+        in_touch
+            Whether there is a connection to it.
+        """
+        if in_touch or self._choice == "external" or self._in_touch_at is None:
+            self._in_touch_at = now
+        hangs = now - self._in_touch_at > _PATIENCE_S
+        if self._choice != "external" and (hangs or not (in_touch or self.alive())):
+            _LOG.warning("the broker has %s; starting it again", "hung" if hangs else "died")
+            self.stop()
+            self.start()
+            self._in_touch_at = now
+
     def alive(self) -> bool:
         """Tell whether the child runs, or whether the external broker answers."""
         if self._choice == "external":
-            return answers(self._bind, self._port)
+            return answers(self._bind, self._port, self._carrier)
         return self._child is not None and self._child.poll() is None
+
+    def _reach(self) -> None:
+        """Make sure that an external broker can be spoken to."""
+        where = f"{self._bind}:{self._port}"
+        try:
+            found = greet(self._bind, self._port, self._carrier)
+        except OSError as error:
+            words = error.strerror or error
+            raise BrokerUnavailable(f"cannot reach {where}: {words}") from error
+        if not found:
+            if self._carrier == PLAIN and speaks_tls(self._bind, self._port):
+                raise BrokerProtocol(f"TLS is spoken at {where}")
+            raise BrokerUnavailable(f"no MQTT broker answers at {where}")
+        limit = packet_limit(self._bind, self._port, self._carrier)
+        if limit is not None and limit < PACKET_BYTES:
+            raise BrokerLimit(
+                f"{where} takes packets of {limit} bytes, and those of chunks have {PACKET_BYTES}"
+            )
 
     def _spawn(self, mosquitto: str | None) -> None:
         """Start the child and wait until it answers."""
@@ -209,18 +261,12 @@ def find_mosquitto() -> str | None:
     return shutil.which("mosquitto", path=path)
 
 
-def answers(host: str, port: int, timeout: float = 2.0) -> bool:
+def answers(host: str, port: int, carrier: Carrier = PLAIN, timeout: float = 2.0) -> bool:
     """Tell whether an MQTT broker answers there, be it with a refusal."""
     try:
-        with socket.create_connection((host, port), timeout=timeout) as sock:
-            sock.settimeout(timeout)
-            sock.sendall(_HELLO)
-            answer = sock.recv(4)
-            with contextlib.suppress(OSError):
-                sock.sendall(_GOODBYE)
-    except OSError:
+        return greet(host, port, carrier, timeout)
+    except (OSError, FfmError):
         return False
-    return answer[:1] == bytes([_CONNACK])
 
 
 def _free_port(host: str, port: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ def add_commands(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Aggregation has two threads of its own, and BLAS's burn the cores while they wait for work.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ffm_common.service import serve
     from hub import config
     from hub.service import Hub

@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from federation.address import Address, BrokerAddress, locate
 from federation.messages import MAX_CHAIN
 from ffm_common import config
 from ffm_common.config import Config, Name
 from ffm_common.errors import ConfigInvalid, UpdateInvalid
 from ffm_common.task import Adapter, TaskKind, Training
+from hub.broker import Kind
 from quantization.updates import codec
 from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 
@@ -20,24 +22,30 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 # Bounded: what is announced to the agents must be a number, and infinity is none in JSON.
 _YEAR_S = 366 * 86400
+_DAY_S = 86400.0
+_MOMENT_S = 2.0
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=_YEAR_S)]
 
 
-class BrokerChoice(Config, frozen=True, kw_only=True):
+class BrokerChoice(BrokerAddress, frozen=True, kw_only=True):
     """Which MQTT broker: one that runs already, or one that the hub starts as its child.
 
     Parameters
     ----------
     kind
-        ``external``: use the one at host and port; ``mosquitto`` or ``amqtt``: start it;
-        ``auto``: mosquitto if it is on this machine, else amqtt.
+        ``external``: use the one at host and port, or at url; ``mosquitto`` or ``amqtt``: start it;
+        ``auto``: external if there is a url, else mosquitto if it is on this machine, else amqtt.
     port
         0 lets the hub choose a free one.
     """
 
-    kind: Literal["auto", "mosquitto", "amqtt", "external"] = "auto"
-    host: str = "127.0.0.1"
+    kind: Kind = "auto"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1883
+
+    @property
+    def choice(self) -> Kind:
+        """Which kind that is, as far as it can be told by now."""
+        return "external" if self.url is not None else self.kind
 
 
 class Versions(Config, frozen=True, kw_only=True):
@@ -65,6 +73,28 @@ class Versions(Config, frozen=True, kw_only=True):
     deadline_s: Seconds = 600.0
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S)] = 10.0
     exit_when_done: bool = False
+
+
+class Network(Config, frozen=True, kw_only=True):
+    """What the lines of hub and broker carry.
+
+    Parameters
+    ----------
+    send_kbit_s
+        Rate at which a new version goes out, all agents together, 1000 bit/s: they are asked to
+        spread their downloads over as long as that takes.
+    in_flight_mb
+        What agents may have under way to the hub at once, MB; others wait their turn. The broker
+        must hold that for the hub, and the hub get through it in 10 seconds.
+    """
+
+    send_kbit_s: Positive = 100_000
+    in_flight_mb: Positive = 8
+
+    def spread_s(self, size: int, agents: int) -> float:
+        """Give how long all take to fetch `size` bytes each, in seconds; 0 where that is short."""
+        seconds = 8 * size * agents / (1000 * self.send_kbit_s)
+        return round(min(seconds, _DAY_S), 1) if seconds > _MOMENT_S else 0.0
 
 
 class Public(Config, frozen=True, kw_only=True):
@@ -140,7 +170,7 @@ class HubConfig(Config, frozen=True, kw_only=True):
         ``masked-lm``, hidden tokens (encoders).
     codec_up
         How updates are encoded. One unbiased bit is enough where four or more devices take part;
-        with fewer take eden2 to eden4.
+        with fewer take eden2 to eden4; with six or more, eden0.5 halves the bytes once more.
     codec_keyframe, codec_delta, keyframe_every
         How versions are encoded: one in so many whole, the others as what changed.
     profile
@@ -157,6 +187,7 @@ class HubConfig(Config, frozen=True, kw_only=True):
     adapter: Adapter = Adapter()
     training: Training = Training()
     versions: Versions = Versions()
+    network: Network = Network()
     server: Server = Server()
     codec_up: str = "eden1"
     codec_keyframe: str = KEYFRAME
@@ -173,6 +204,7 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     train: Path
     evaluation: Path
+    broker: Address = Address()
 
 
 def load(path: Path) -> Located:
@@ -183,6 +215,8 @@ def load(path: Path) -> Located:
             codec.by_name(getattr(found, key))
         except UpdateInvalid as error:
             raise ConfigInvalid(f"{path}: {key}: {error.message}") from error
+    if found.broker.url is not None and found.broker.kind not in {"auto", "external"}:
+        raise ConfigInvalid(f"{path}: broker.url: is for a broker that the hub does not start")
     home = path.resolve().parent
     return Located(
         config=found,
@@ -190,4 +224,5 @@ def load(path: Path) -> Located:
         folder=home / found.folder,
         train=home / found.public.train,
         evaluation=home / found.public.evaluation,
+        broker=locate(found.broker, path),
     )

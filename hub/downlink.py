@@ -16,6 +16,7 @@ from ffm_common.slices import pairs
 from ffm_common.tensors import Array, Tensors, add, load, save, subtract
 from hub.ledger import Kind
 from quantization.updates.container import pack, shapes_of, unpack
+from quantization.updates.drawn import NAME, redraw
 
 RESIDUAL = "residual.safetensors"
 """In the folder of what a version carries over to the next."""
@@ -73,6 +74,7 @@ def encode(
     keyframe: bool,
     seed: int,
     carry: Path,
+    fresh: bool = False,
 ) -> Sent:
     """Code a version; what is lost of it is left in the folder `carry`, for the next one.
 
@@ -86,6 +88,9 @@ def encode(
         Of keyframes and of deltas.
     keyframe
         Whether a keyframe is due; a delta that would miss by too much becomes one, too.
+    fresh
+        `wanted` is random, nobody has learned anything yet: others as random will do, which agents
+        draw themselves.
 
     Raises
     ------
@@ -96,6 +101,7 @@ def encode(
     PathUnwritable
         The disk does not take the residual.
     """
+    keyframes = NAME if fresh else codecs[0]
 
     def code(target: Tensors, start: Before | None) -> Sent:
         blob = pack(
@@ -104,7 +110,7 @@ def encode(
             version=version,
             from_version=None if start is None else start.version,
             base=base,
-            codec=codecs[0] if start is None else codecs[1],
+            codec=keyframes if start is None else codecs[1],
             seed=seed,
         )
         _, decoded = unpack(blob, shapes_of(target), base=base)
@@ -121,13 +127,15 @@ def encode(
             error=max(shares, default=0.0),
         )
 
+    if fresh:
+        wanted = redraw(wanted, seed)
     target = wanted if before is None else add(wanted, load(before.carried / RESIDUAL))
     sent = code(target, None if keyframe else before)
     if sent.kind == "delta" and sent.error > _WORST:
         # In another basis the residual means nothing, either.
-        whole = code(wanted, None)
-        if whole.error < sent.error:
-            sent = msgspec.structs.replace(whole, refused=sent.error)
+        instead = code(wanted, None)
+        if instead.error < sent.error:
+            sent = msgspec.structs.replace(instead, refused=sent.error)
     save(carry / RESIDUAL, sent.residual)
     return sent
 

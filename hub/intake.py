@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 
 from federation.blobs import BlobStore
 from federation.messages import Done, Offer, Receipt, Reject
 from ffm_common import tensors as shape
-from ffm_common.errors import BlobOversize, UpdateInvalid
+from ffm_common.errors import BlobCorrupt, BlobOversize, PathUnwritable, UpdateInvalid
 from ffm_common.slices import take_slices
 from ffm_common.task import Adapter
 from hub.aggregation import hold
+from hub.candidate import Counted
 from hub.ledger import Ledger, UpdateRow
 from hub.opening import Opener
 from hub.registry import Registry
@@ -20,6 +22,8 @@ from hub.registry import Registry
 log = logging.getLogger("ffm.hub")
 
 _CONTAINER_SLACK = 1 << 18
+# What uploads leave free on the disk, for the ledger and for the next version.
+_RESERVE_BYTES = 16 << 20
 
 
 class Intake:
@@ -50,18 +54,27 @@ class Intake:
         """Whether the current version takes updates."""
 
     def admit(self, agent: str, offer: Offer) -> Receipt | None:
-        """Answer an offer before a byte is sent: counted already, too late, or None: go on."""
+        """Answer an offer before a byte is sent: counted already, too late, or None: go on.
+
+        Raises
+        ------
+        PathUnwritable
+            The disk has no room for it now; the agent shall come again.
+        """
+        current = self._registry.current
+        takes = self.open and current is not None and offer.version == current.version
         counted = self._ledger.update_of(agent, offer.version)
-        if counted is not None:
-            if counted.digest == offer.digest:
-                return Done(digest=offer.digest, version=offer.version)
+        if counted is not None and counted.digest != offer.digest:
             return Reject(
                 digest=offer.digest,
                 code="already-counted",
                 why=f"another update of {agent} is counted for version {offer.version}",
             )
-        current = self._registry.current
-        if not self.open or current is None or offer.version != current.version:
+        if counted is not None and counted.fault is not None:
+            return Reject(digest=offer.digest, code=BlobCorrupt.code, why=counted.fault)
+        if counted is not None and (not takes or self._store.whole(offer.digest)):
+            return Done(digest=offer.digest, version=offer.version)
+        if not takes:
             return Reject(
                 digest=offer.digest,
                 code="version-closed",
@@ -73,6 +86,11 @@ class Intake:
                 digest=offer.digest,
                 code=BlobOversize.code,
                 why=f"an update of {offer.size} bytes, at most {most} can be right",
+            )
+        if shutil.disk_usage(self._store.folder).free < offer.size + _RESERVE_BYTES:
+            raise PathUnwritable(
+                f"{self._store.folder}: less than {_RESERVE_BYTES >> 20} MB are free, uploads wait",
+                remedy="make room on the hub's disk",
             )
         return None
 
@@ -106,9 +124,9 @@ class Intake:
         log.info("version %d: update of %s, %d bytes", offer.version, agent, offer.size)
         return Done(digest=offer.digest, version=offer.version)
 
-    def counted(self, version: int) -> dict[str, tuple[Path, int]]:
-        """Give the updates counted for a version: agent -> container's file, examples."""
-        return {
-            row.agent: (self._store.path(row.digest), row.examples)
+    def counted(self, version: int) -> list[Counted]:
+        """Give the updates counted for a version, by agent."""
+        return [
+            Counted(row.agent, str(self._store.path(row.digest)), row.examples)
             for row in self._ledger.updates(version)
-        }
+        ]

@@ -7,20 +7,29 @@ it had acknowledged. An update counts once: (agent, version) is the key.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from federation.messages import Digest
 from ffm_common.errors import LedgerBroken, PathUnwritable
+
+log = logging.getLogger("ffm.hub")
 
 Kind: TypeAlias = Literal["version", "delta"]
 """Of a version's container: the version whole, a keyframe, or a delta to the version before."""
 
-_SCHEMA = """
+# Of the tables below; a ledger of another format is refused, not misread.
+_FORMAT = 1
+_SCHEMA = f"""
+BEGIN;
+PRAGMA user_version = {_FORMAT};
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS agents (
     id TEXT PRIMARY KEY, profile TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL
@@ -28,20 +37,22 @@ CREATE TABLE IF NOT EXISTS agents (
 CREATE TABLE IF NOT EXISTS versions (
     version INTEGER PRIMARY KEY, blob TEXT NOT NULL, size INTEGER NOT NULL,
     kind TEXT NOT NULL, error REAL NOT NULL,
-    accuracy REAL NOT NULL, loss REAL NOT NULL, updates INTEGER NOT NULL,
+    accuracy REAL, loss REAL, updates INTEGER NOT NULL,
     closed_because TEXT NOT NULL, tail REAL NOT NULL,
     uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL,
-    seconds REAL NOT NULL, created REAL NOT NULL
+    seconds REAL NOT NULL, created REAL NOT NULL,
+    content TEXT NOT NULL, carried TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS updates (
     agent TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
-    examples INTEGER NOT NULL, loss REAL, received REAL NOT NULL,
+    examples INTEGER NOT NULL, loss REAL, received REAL NOT NULL, fault TEXT,
     PRIMARY KEY (agent, version)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS traffic (
     version INTEGER PRIMARY KEY, uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL,
-    seconds REAL NOT NULL
+    seconds REAL NOT NULL, open_s REAL NOT NULL
 ) STRICT;
+COMMIT;
 """
 
 
@@ -58,7 +69,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
         What the container misses, as a share of the step from the version before; the next
         version makes it good.
     accuracy, loss
-        On the hub's evaluation data, of what agents decode.
+        On the hub's evaluation data, of what agents decode; NaN where the version was published
+        without having been measured.
     updates, closed_because
         How many client updates are in it, and what closed it.
     tail
@@ -67,6 +79,9 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
         MQTT payload bytes that the hub received and sent while the version was in the making.
     seconds
         How long that took, time that the hub was down not counted.
+    content, carried
+        Digests of its tensors and of what it carries over: what is read from the disk later must
+        be that. Empty where nobody has said.
     """
 
     version: int
@@ -83,26 +98,44 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     downlink_bytes: int
     seconds: float
     created: float
+    content: str = ""
+    carried: str = ""
 
 
 class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One counted update: an agent's, made from `version`."""
+    """One counted update: an agent's, made from `version`.
+
+    `fault` says why it is in no version although its agent has a receipt: the hub's disk has lost
+    or spoiled it before the version closed. None for all others.
+    """
 
     agent: str
     version: int
-    digest: str
+    digest: Digest
     size: int
-    examples: int
+    examples: Annotated[int, msgspec.Meta(ge=1)]
     loss: float | None
     received: float
+    fault: str | None = None
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """A counted update that a version is made without, and why."""
+
+    agent: str
+    why: str
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """Payload bytes and seconds spent so far on the version in the making."""
+    """Payload bytes and seconds spent so far on the version in the making.
+
+    `open_s` is for how long the version before has been open, as `Round` counts it.
+    """
 
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     seconds: float = 0.0
+    open_s: float = 0.0
 
 
 class Ledger:
@@ -127,8 +160,11 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode = WAL")
             # A receipt promises durability, so a commit must reach the disk before it returns.
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found == "ok":
+                found = self._other_format() or "ok"
+            if found == "ok":
+                self._db.executescript(_SCHEMA)
         except sqlite3.OperationalError as error:
             self._db.close()
             raise PathUnwritable(f"cannot write {path}: {error}") from error
@@ -142,6 +178,13 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _other_format(self) -> str | None:
+        """Say so if there are tables, but not of this format."""
+        made = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if made == _FORMAT or not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            return None
+        return f"a ledger of format {made}, this ffm-edge reads and writes format {_FORMAT}"
 
     def boot(self) -> int:
         """Count one more start of the hub and give the count."""
@@ -158,7 +201,7 @@ class Ledger:
 
     def pinned(self, key: str) -> str | None:
         """Give what is written under `key`, if anything is."""
-        row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).first()
         return None if row is None else str(row["value"])
 
     def see(self, agent: str, profile: str) -> None:
@@ -174,21 +217,37 @@ class Ledger:
         """List every agent ever seen, sorted."""
         return [row["id"] for row in self._execute("SELECT id FROM agents ORDER BY id")]
 
-    def add_version(self, row: VersionRow) -> None:
-        """Commit a version; from here on a restarted hub starts from it."""
+    def add_version(self, row: VersionRow, left_out: Iterable[LeftOut] = ()) -> None:
+        """Commit a version; from here on a restarted hub starts from it.
+
+        In the same transaction the counted updates that it is made without are marked.
+        """
         values = msgspec.structs.asdict(row)
         marks = ", ".join(f":{name}" for name in values)
-        self._execute(f"INSERT INTO versions VALUES ({marks})", values)  # noqa: S608 -- our own field names
+        with self._transaction():
+            self._execute(f"INSERT INTO versions VALUES ({marks})", values)  # noqa: S608 -- our own field names
+            for one in left_out:
+                self._execute(
+                    "UPDATE updates SET fault = ? WHERE agent = ? AND version = ?",
+                    (one.why, one.agent, row.version - 1),
+                )
+
+    def replace_container(self, version: int, blob: str, size: int) -> None:
+        """Have a keyframe that holds the same bits stand in for a version's container."""
+        self._execute(
+            "UPDATE versions SET blob = ?, size = ?, kind = 'version' WHERE version = ?",
+            (blob, size, version),
+        )
 
     def versions(self) -> list[VersionRow]:
         """List all versions, oldest first."""
         rows = self._execute("SELECT * FROM versions ORDER BY version")
-        return [VersionRow(**dict(row)) for row in rows]
+        return [_version(row) for row in rows]
 
     def latest(self) -> VersionRow | None:
         """Give the newest version, if there is one."""
-        row = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").fetchone()
-        return None if row is None else VersionRow(**dict(row))
+        row = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").first()
+        return None if row is None else _version(row)
 
     def chain(self) -> list[VersionRow]:
         """List what leads to the newest version: a keyframe, then the deltas after it."""
@@ -196,7 +255,7 @@ class Ledger:
             "SELECT * FROM versions WHERE version >= "
             "(SELECT MAX(version) FROM versions WHERE kind = 'version') ORDER BY version"
         )
-        return [VersionRow(**dict(row)) for row in rows]
+        return [_version(row) for row in rows]
 
     def add_update(self, row: UpdateRow) -> bool:
         """Count an update; False if this agent already has one in this version."""
@@ -204,41 +263,68 @@ class Ledger:
         marks = ", ".join(f":{name}" for name in values)
         statement = f"INSERT INTO updates VALUES ({marks}) ON CONFLICT (agent, version) DO NOTHING"  # noqa: S608
         done = self._execute(statement, values)
-        return done.rowcount == 1
+        if not done.changed and self.update_of(row.agent, row.version) is None:
+            # What is there is damaged, and now the agent has brought its update once more.
+            done = self._execute(f"INSERT OR REPLACE INTO updates VALUES ({marks})", values)  # noqa: S608
+        return done.changed == 1
 
     def update_of(self, agent: str, version: int) -> UpdateRow | None:
-        """Give the counted update of an agent for a version, if there is one."""
+        """Give the counted update of an agent for a version, if there is one.
+
+        A row that is damaged is named in the log, and counts as none.
+        """
         row = self._execute(
             "SELECT * FROM updates WHERE agent = ? AND version = ?", (agent, version)
-        ).fetchone()
-        return None if row is None else UpdateRow(**dict(row))
+        ).first()
+        return None if row is None else _update(row)
 
     def updates(self, version: int) -> list[UpdateRow]:
-        """List the counted updates made from a version, by agent."""
+        """List the counted updates made from a version, by agent.
+
+        A row that is damaged is named in the log and left out.
+        """
         rows = self._execute("SELECT * FROM updates WHERE version = ? ORDER BY agent", (version,))
-        return [UpdateRow(**dict(row)) for row in rows]
+        found = map(_update, rows)
+        return [row for row in found if row is not None]
 
     def traffic(self, version: int) -> Traffic:
         """Give what has been spent on `version`, which is in the making."""
         row = self._execute(
-            "SELECT uplink_bytes, downlink_bytes, seconds FROM traffic WHERE version = ?",
+            "SELECT uplink_bytes, downlink_bytes, seconds, open_s FROM traffic WHERE version = ?",
             (version,),
-        ).fetchone()
-        return Traffic() if row is None else Traffic(**dict(row))
+        ).first()
+        return Traffic() if row is None else _struct(row, Traffic)
 
     def set_traffic(self, version: int, traffic: Traffic) -> None:
         """Note what has been spent on `version` so far, so that a restart does not forget it."""
         self._execute(
-            "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?)",
-            (version, traffic.uplink_bytes, traffic.downlink_bytes, traffic.seconds),
+            "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)",
+            (version, *msgspec.structs.astuple(traffic)),
         )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Make several statements one transaction: all of them, or none."""
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite has ended it itself where the disk is full
+                self._execute("ROLLBACK")
+            raise
 
     def _execute(
         self, statement: str, values: Sequence[object] | Mapping[str, object] = ()
-    ) -> sqlite3.Cursor:
-        """Run one statement, which is one transaction; the disk may refuse it at any time."""
+    ) -> _Rows:
+        """Run one statement, which is one transaction unless `_transaction` is around it.
+
+        The disk may refuse it at any time. What it finds is read at once, so that damage shows
+        here and nowhere else.
+        """
         try:
-            return self._db.execute(statement, values)
+            with contextlib.closing(self._db.execute(statement, values)) as cursor:
+                return _Rows(cursor.fetchall(), cursor.rowcount)
         except sqlite3.OperationalError as error:
             raise PathUnwritable(f"{self._path}: {error}") from error
         except sqlite3.IntegrityError:
@@ -259,4 +345,44 @@ def read_versions(path: Path) -> list[VersionRow]:
     with contextlib.closing(sqlite3.connect(address, uri=True)) as db:
         db.row_factory = sqlite3.Row
         rows = db.execute("SELECT * FROM versions ORDER BY version").fetchall()
-        return [VersionRow(**dict(row)) for row in rows]
+        return [_version(row) for row in rows]
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _Rows(list[sqlite3.Row]):
+    """What a statement found, and how many rows it has changed."""
+
+    def __init__(self, rows: list[sqlite3.Row], changed: int) -> None:
+        super().__init__(rows)
+        self.changed = changed
+
+    def first(self) -> sqlite3.Row | None:
+        """Give the first row, if there is one."""
+        return self[0] if self else None
+
+
+def _version(row: sqlite3.Row) -> VersionRow:
+    values = dict(row)
+    for name in ("accuracy", "loss"):
+        values[name] = math.nan if values[name] is None else values[name]
+    return _struct(values, VersionRow)
+
+
+def _update(row: sqlite3.Row) -> UpdateRow | None:
+    try:
+        return _struct(row, UpdateRow)
+    except LedgerBroken as error:
+        log.error("counted, but lost: %s", error.line())
+        return None
+
+
+def _struct(row: sqlite3.Row | Mapping[str, Any], kind: type[T]) -> T:
+    """Give a row its type; a damaged page may hold anything."""
+    values = dict(row)
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        names = {name: values[name] for name in ("agent", "version") if name in values}
+        raise LedgerBroken(f"a damaged row of the ledger {names}: {error}") from error

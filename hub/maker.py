@@ -1,35 +1,33 @@
-"""Making a version: the counted updates are added up, then a worker refreshes and judges it."""
+"""Making a version: a worker adds the counted updates up, refreshes and judges; it may fail."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from ffm_common import tensors as shape
-from ffm_common.errors import FfmError
-from ffm_common.files import make_folder
+from ffm_common.errors import FfmError, StorageError
+from ffm_common.restarts import Budget
 from ffm_common.seeds import derive
 from ffm_common.task import Task
-from ffm_common.tensors import Tensors
-from hub.aggregation import Contribution, aggregate
+from hub.candidate import Counted
 from hub.config import Located
-from hub.opening import Opener
 from hub.registry import Registry
-from hub.server_optimizer import load_moments, save_moments, step
-from hub.worker import ADAPTER, BLOB, CARRIED, VersionJob, VersionResult
+from hub.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, VersionResult
 from learning.process import Worker
 from profiles.limits import Limits
 from profiles.profile import Profile
 
 log = logging.getLogger("ffm.hub")
 
-_ATTEMPTS = 3
-_CANDIDATE = "candidate.safetensors"
+WORKER = "hub.worker"
+"""The module that makes a version; benchmarks.chaos puts one without training in its place."""
+
+# A disk that is full is no failure of the work: it is tried again soon, then less and less often.
+_DISK_PAUSE_S = (10.0, 600.0)
 # Of the disk space that the profile gives, the hub's data may take this part, tokenized.
 _TOKENS_SHARE = 8
 
@@ -49,11 +47,14 @@ class Made(msgspec.Struct, frozen=True):
     adapter: Path
     carried: Path
     result: VersionResult
-    tail: float
 
 
 class Maker:
     """Makes one version at a time.
+
+    A worker that fails is started again, after 1, 2, 4 and 8 s. Where it has failed five times, the
+    version is made plainly: the updates are added up and encoded, without a step on public data
+    and without being measured. Where that fails too, there is an attempt every ten minutes.
 
     Parameters
     ----------
@@ -62,8 +63,7 @@ class Maker:
     profile
         What the worker may use.
     folder
-        For the worker's files; emptied after every version. What the version shall carry over to
-        the next (see `Registry.commit`) goes into `CARRIED` there, in `add_up` or in the worker.
+        For the worker's files; emptied after every version.
     registry
         The current version, with what it carries over.
     """
@@ -85,77 +85,102 @@ class Maker:
         self._folder = folder
         self._registry = registry
         self._worker: Worker[VersionResult] | None = None
-        self._tail = 0.0
-        self._failures = 0
+        self._budget = Budget()
+        self._disk_pause_s = _DISK_PAUSE_S[0]
+        self._due = float("-inf")
+        self._plain = False
+        self.trouble = ""
+        """Why the last attempt has failed, and what comes next; "" if there is nothing to say."""
 
     @property
     def busy(self) -> bool:
         """Whether a version is being made."""
         return self._worker is not None
 
-    def begin(self, version: int) -> None:
-        """Make a version from a fresh adapter: the first one."""
-        self._empty_carried()
-        self._start(version, None)
+    def ready(self, now: float) -> bool:
+        """Tell whether a worker may be started: none runs, and no pause after a failure lasts."""
+        return self._worker is None and now >= self._due
 
-    def add_up(
-        self, version: int, current: Tensors, counted: Mapping[str, tuple[Path, int]]
-    ) -> None:
-        """Make a version from the current one and the updates counted for it.
+    def make(self, counted: Sequence[Counted], now: float) -> bool:
+        """Begin to make the next version from the current one; the first is a fresh adapter.
 
         Parameters
         ----------
         counted
-            Agent -> the file of its update's container and how many examples made it.
-        """
-        self._empty_carried()
-        adapter, server = self._task.adapter, self._where.config.server
-        opener = Opener(current, adapter, self._base_digest)
-        contributions = {
-            agent: Contribution(partial(opener.read, path), examples, opener.rank(path))
-            for agent, (path, examples) in counted.items()
-        }
-        mean = aggregate(current, contributions, least=adapter.ranks[0])
-        self._tail = mean.tail
-        _, carried = self._registry.folders or (None, None)
-        moments = load_moments(carried, server, current)
-        made, moments = step(server, current, mean.tensors, moments)
-        save_moments(self._folder / CARRIED, moments)
-        candidate = make_folder(self._folder) / _CANDIDATE
-        shape.save(candidate, made)
-        self._start(version, candidate)
+            The updates counted for the current version.
+        now
+            Monotonic seconds.
 
-    def poll(self) -> Made | None:
+        Returns
+        -------
+        bool
+            False when the worker cannot be started.
+
+        Raises
+        ------
+        FfmError
+            As `fail`.
+        """
+        try:
+            limits = Limits.of(self._profile)
+            job = self._job(counted, limits.threads)
+            self._worker = Worker(WORKER, job, VersionResult, folder=self._folder, limits=limits)
+        except FfmError as error:
+            self.fail(error, now)
+            return False
+        return True
+
+    def poll(self, now: float) -> Made | None:
         """Give the version once it is ready; None while it is made, or when an attempt failed.
 
         Raises
         ------
         FfmError
-            Several attempts in a row have failed.
+            As `fail`.
         """
         if self._worker is None or not self._worker.poll():
             return None
         worker, self._worker = self._worker, None
         try:
             result = worker.result()
+            blob = (self._folder / BLOB).read_bytes()
         except FfmError as error:
-            self._failures += 1
-            log.error("making a version failed: %s", error.message)
-            if self._failures >= _ATTEMPTS:
-                raise
+            self.fail(error, now, step=worker.last.step if worker.last else 0)
             return None
-        self._failures = 0
-        return Made(
-            (self._folder / BLOB).read_bytes(),
-            self._folder / ADAPTER,
-            self._folder / CARRIED,
-            result,
-            self._tail,
-        )
+        return Made(blob, self._folder / ADAPTER, self._folder / CARRIED, result)
+
+    def fail(self, error: FfmError, now: float, *, step: int = 0) -> None:
+        """Note that an attempt has failed, at its worker's `step`, and when the next one begins.
+
+        Raises
+        ------
+        FfmError
+            The error itself, when the first version fails again and again: a hub that cannot begin
+            has nothing to serve, and its owner is there and looks.
+        """
+        if isinstance(error, StorageError):
+            delay = self._disk_pause_s
+            self._disk_pause_s = min(2 * delay, _DISK_PAUSE_S[1])
+        else:
+            delay = self._budget.failed(now, got=step)
+            if self._budget.spent and self._registry.current is None:
+                raise error
+            if self._budget.spent and not self._plain:
+                self._plain, delay = True, 0.0
+        self._due = now + delay
+        how = " without refresh and evaluation" if self._plain else ""
+        self.trouble = f"making version {self._registry.next} failed: {error.message}; "
+        self.trouble += f"trying again in {delay:.0f} s{how}"
+        log.error("%s [%s]", self.trouble, error.code)
 
     def clear(self) -> None:
         """Delete the worker's files: the version is safe in the registry."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._budget.renew()
+        self._disk_pause_s = _DISK_PAUSE_S[0]
+        self._due = float("-inf")
+        self._plain = False
+        self.trouble = ""
 
     def close(self) -> None:
         """End the worker, if there is one."""
@@ -163,34 +188,37 @@ class Maker:
             self._worker.close()
             self._worker = None
 
-    def _empty_carried(self) -> None:
-        """Make room for what this version carries over; a failed attempt may have left some."""
-        shutil.rmtree(self._folder / CARRIED, ignore_errors=True)
-        make_folder(self._folder / CARRIED)
-
-    def _start(self, version: int, candidate: Path | None) -> None:
+    def _job(self, counted: Sequence[Counted], threads: int) -> VersionJob:
         config, public = self._where.config, self._where.config.public
-        before, carried = self._registry.folders or (None, None)
-        limits = Limits.of(self._profile)
-        job = VersionJob(
+        registry, version = self._registry, self._registry.next
+        before = None
+        if registry.current is not None and registry.folders is not None:
+            adapter, carried = registry.folders
+            before = Former(
+                adapter=str(adapter),
+                content=registry.current.content,
+                carried=str(carried),
+                carried_digest=registry.current.carried,
+            )
+        return VersionJob(
             base=str(self._where.base),
             base_digest=self._base_digest,
             version=version,
-            candidate=None if candidate is None else str(candidate),
+            before=before,
+            counted=tuple(counted),
+            server=config.server,
             task=self._task,
-            before=None if before is None else str(before),
-            carried=None if carried is None else str(carried),
             codecs=(config.codec_keyframe, config.codec_delta),
-            keyframe=not 0 < len(self._registry.chain) < config.keyframe_every,
+            keyframe=not 0 < len(registry.chain) < config.keyframe_every,
+            plain=self._plain,
             train=str(self._where.train),
             evaluation=str(self._where.evaluation),
             text=public.text,
             label=public.label,
             steps=public.steps,
             rate_scale=public.rate_scale,
-            threads=limits.threads,
+            threads=threads,
             seed=derive(self._task.seed, "hub", version),
             tokens=str(self._folder.with_name("tokens")),
             tokens_mb=self._profile.disk_mb // _TOKENS_SHARE,
         )
-        self._worker = Worker("hub.worker", job, VersionResult, folder=self._folder, limits=limits)

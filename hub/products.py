@@ -24,6 +24,8 @@ Exact: TypeAlias = NDArray[np.float64]
 _THIN = 8
 # What float32 sums leave of a direction that should have no energy, beside the strongest one.
 _ROUNDING = 1e-6
+# Of a row of A: the mean of what PEFT draws, which is uniform with variance 1 / (3 in).
+_LENGTH = 3**-0.5
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -98,6 +100,10 @@ class Dense:
         """Add all products by one multiplication of the stacked factors."""
         self._sum += np.concatenate(b, axis=1) @ np.concatenate(a)
 
+    def add_rows(self, first: int, rows: Array) -> None:
+        """Add some rows of a matrix of the layer's own shape, from row `first` on."""
+        self._sum[first : first + len(rows)] += rows
+
     def cut(self, rank: int) -> Cut:
         """Project the sum on the leading eigenvectors of its smaller Gram matrix."""
         wide = self._sum.shape[0] <= self._sum.shape[1]
@@ -119,9 +125,11 @@ class Dense:
 def split(cut: Cut, old_a: Array, old_b: Array, least: int) -> tuple[Array, Array]:
     """Give factors A (rank, in) and B (out, rank) with ``B A = left right``, close to the old ones.
 
-    The energy of a slice is split evenly over both factors. A direction without energy keeps a row
-    in A, of the usual length and as near as can be to where the version had it, and a zero column
-    in B: were both zero, no gradient would ever reach either of them again.
+    The rows of A are orthogonal and as long as LoRA's are at the start, B carries the energy. Then
+    A hardly moves, from the first version on: were the energy split evenly over both, version 1
+    would be a leap away from version 0, whose B is zero. A direction without energy keeps a row in
+    A, as near as can be to where the version had it, and a zero column in B: were both zero, no
+    gradient would ever reach either of them again.
 
     Parameters
     ----------
@@ -138,17 +146,14 @@ def split(cut: Cut, old_a: Array, old_b: Array, least: int) -> tuple[Array, Arra
     a = np.zeros((rank, old_a.shape[1]))
     b = np.zeros((old_b.shape[0], rank))
     values = np.linalg.norm(cut.right, axis=1)
-    root = np.sqrt(values)
-    b[:, :kept] = cut.left * root
-    a[:kept] = cut.right / root[:, None]
+    rows = cut.right / values[:, None]
+    a[:kept] = _LENGTH * rows
+    b[:, :kept] = cut.left * (values / _LENGTH)
     before = old_a.astype(np.float64)
     if kept < rank:
-        rows = cut.right / values[:, None]
         _, lengths, idle = np.linalg.svd(before - (before @ rows.T) @ rows, full_matrices=False)
-        usual = np.sqrt((before**2).sum() / rank)
-        floor = usual * _ROUNDING
-        free = idle[: min(rank - kept, int((lengths > floor).sum()))]
-        a[kept : kept + len(free)] = usual * free
+        free = idle[: min(rank - kept, int((lengths > _LENGTH * _ROUNDING).sum()))]
+        a[kept : kept + len(free)] = _LENGTH * free
     likeness = a @ before.T + b.T @ old_b.astype(np.float64)
     turn = np.diag(np.where(np.diag(likeness) < 0, -1.0, 1.0))
     u, _, vt = np.linalg.svd(likeness[:least, :least])

@@ -18,15 +18,26 @@ class Round:
         Agents that have ever taken part; they are expected until they are found to be lost.
     delivered
         Agents whose update is already counted (a restarted hub goes on where it was).
+    open_s
+        For how long the version has been open already, in earlier lives of the hub.
 
     Notes
     -----
     Times are monotonic seconds. The deadline runs from the moment the first agent is there: a hub
-    that waits alone all night does not close a version with the first update of the morning.
+    that waits alone all night does not close a version with the first update of the morning. It
+    stands still while the hub is down, and runs on when an agent is there again.
     """
 
-    def __init__(self, rules: Versions, known: Iterable[str], delivered: Iterable[str]) -> None:
+    def __init__(
+        self,
+        rules: Versions,
+        known: Iterable[str],
+        delivered: Iterable[str],
+        *,
+        open_s: float = 0.0,
+    ) -> None:
         self._rules = rules
+        self._open_before_s = open_s
         self._known = set(known)
         self._delivered = set(delivered)
         self._lost_since: dict[str, float] = {}
@@ -47,7 +58,11 @@ class Round:
         self._known.add(agent)
         self._lost_since.pop(agent, None)
         if self._opened is None:
-            self._opened = now
+            self._opened = now - self._open_before_s
+
+    def open_s(self, now: float) -> float:
+        """Give for how long the version has been open, the hub's earlier lives included."""
+        return self._open_before_s if self._opened is None else now - self._opened
 
     def vanish(self, agent: str, now: float) -> None:
         """Note that an agent is gone."""

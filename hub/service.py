@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -28,11 +29,14 @@ from federation.messages import (
     Offer,
     Receipt,
 )
+from federation.probe import PACKET_BYTES
 from federation.receive import UploadReceiver
 from federation.session import Connected, Disconnected, Event, Received, Session
-from federation.topics import ChunkRoute, MessageRoute, StateRoute, Topics
+from federation.topics import ChunkRoute, HubRoute, MessageRoute, StateRoute, Topics
 from ffm_common import tensors as shape
 from ffm_common.errors import (
+    BrokerLimit,
+    FfmError,
     LedgerBroken,
     MessageInvalid,
 )
@@ -42,20 +46,25 @@ from hub.broker import Broker
 from hub.config import Located
 from hub.intake import Intake
 from hub.ledger import Ledger, VersionRow
-from hub.maker import Maker
+from hub.maker import Made, Maker
 from hub.meter import Meter
 from hub.registry import Registry
 from hub.rounds import Round
 from hub.task import task_of
+from hub.trouble import Trouble
 from learning import engines
 from profiles import profile as profiles
 from quantization.updates.rates import down_bits
 
 log = logging.getLogger("ffm.hub")
 
+_GONE = {"lost", "left"}
 _TICK_S = 0.2
+_ANNOUNCE_S = 2.0
 _FAREWELL_S = 20.0
 _REUNION_S = 45.0
+_INSPECT_S = 600.0
+_PATIENCE_S = 60.0
 _MAX_UPDATE_BYTES = 1 << 30
 
 
@@ -92,18 +101,26 @@ class Hub:
         self._topics = Topics(self._config.federation)
         self._state = HubState(status="starting", boot=self._boot)
         self._announced: HubState | None = None
+        self._announce_at = 0.0
         self._broker = Broker(
             self._folder / "broker",
-            kind=self._config.broker.kind,
-            host=self._config.broker.host,
-            port=self._config.broker.port,
+            kind=self._config.broker.choice,
+            host=located.broker.host,
+            port=located.broker.port,
+            carrier=located.broker.carrier,
         )
         self._session: Session
         self._receiver: UploadReceiver
         self._meter: Meter
+        self._trouble = Trouble()
         self._registry = Registry(
-            self._folder / "versions", self._folder / "carried", self._ledger, self._store
+            self._folder / "versions",
+            self._folder / "carried",
+            self._ledger,
+            self._store,
+            self._base.base_digest,
         )
+        self._inspect_at = time.monotonic() + _INSPECT_S
         self._intake = Intake(
             self._registry,
             self._ledger,
@@ -122,6 +139,7 @@ class Hub:
         self._round = Round(self._config.versions, (), ())
         self._boots: dict[str, int] = {}
         self._present: dict[str, AgentState] = {}
+        self._unopened: VersionRow | None = None
         self._finished_at: float | None = None
         self._farewell: list[str] = []
         self._stopping = False
@@ -142,17 +160,29 @@ class Hub:
             stack.callback(self._leave)
             self._resume()
             while not self._stopping and not self._farewell_over():
-                event = self._session.next(_TICK_S)
-                while event is not None:
-                    self._on_event(event)
-                    event = self._session.next(0)
+                self._listen()
                 now = time.monotonic()
-                self._tend_broker()
-                self._receiver.tick(now)
-                self._take_made()
-                self._close_version(now)
-                self._meter.tick(now)
-                self._announce()
+                for turn in (
+                    self._tend_broker,
+                    lambda now=now: self._receiver.tick(now),
+                    lambda now=now: self._take_made(now),
+                    self._open_next,
+                    lambda now=now: self._close_version(now),
+                    lambda now=now: self._measure(now),
+                    lambda now=now: self._inspect(now),
+                ):
+                    with self._trouble.contained():
+                        turn()
+                self._announce(now)
+
+    def _listen(self) -> None:
+        """Take in what has come, for a moment: a flood of messages must not stop the clock."""
+        until = time.monotonic() + 2 * _TICK_S
+        event = self._session.next(_TICK_S)
+        while event is not None:
+            with self._trouble.contained():
+                self._on_event(event)
+            event = self._session.next(0) if time.monotonic() < until else None
 
     # -- start ----------------------------------------------------------------------------------
 
@@ -173,6 +203,9 @@ class Hub:
             f"{self._config.federation}..hub",
             subscriptions=self._topics.for_hub(),
             will=(self._topics.hub_state, will),
+            carrier=self._where.broker.carrier,
+            echo=self._topics.hub_state,
+            patience=_PATIENCE_S,
         )
         self._receiver = UploadReceiver(
             self._folder / "incoming",
@@ -181,6 +214,7 @@ class Hub:
             self._intake.admit,
             self._accept,
             max_bytes=_MAX_UPDATE_BYTES,
+            max_in_flight=self._config.network.in_flight_mb << 20,
         )
 
     def _leave(self) -> None:
@@ -206,13 +240,16 @@ class Hub:
         Agents that are not there count as lost `patience` seconds from now.
         """
         counted = self._ledger.updates(row.version)
+        self._meter = Meter(self._ledger, self._session, row.version + 1)
         self._round = Round(
-            self._config.versions, self._ledger.agents(), [update.agent for update in counted]
+            self._config.versions,
+            self._ledger.agents(),
+            [update.agent for update in counted],
+            open_s=self._meter.open_before_s,
         )
         now = time.monotonic()
         for agent in self._ledger.agents():
             self._expect(agent, now, patience)
-        self._meter = Meter(self._ledger, self._session, row.version + 1)
         last = self._config.versions.count
         finished = bool(last) and row.version >= last
         if finished:
@@ -220,14 +257,23 @@ class Hub:
             # Right after a restart nobody is there yet: then all who ever were are waited for.
             self._farewell = sorted(self._present) or self._ledger.agents()
         self._intake.open = not finished and self._closing(row.version) is None
+        self._receiver.review()
         self._set("finished" if finished else "open", row.version)
         self._publish_manifest()
+
+    def _open_next(self) -> None:
+        """Open the version that was committed last; where the disk hinders that, later."""
+        if self._unopened is not None:
+            self._open_version(self._unopened)
+            self._unopened = None
 
     # -- events ---------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case Connected():
+            case Connected(packet_limit=limit):
+                if limit is not None and limit < PACKET_BYTES:
+                    log.error("%s", BrokerLimit(f"the broker takes {limit} bytes a packet").line())
                 self._announced = None
                 self._publish_manifest()
             case Disconnected(reason=reason):
@@ -241,12 +287,7 @@ class Hub:
                 pass
 
     def _tend_broker(self) -> None:
-        """Start a broker of ours again that has died."""
-        if self._session.connected or self._broker.kind == "external" or self._broker.alive():
-            return
-        log.warning("the broker has died; starting it again")
-        self._broker.stop()
-        self._broker.start()
+        self._broker.tend(time.monotonic(), in_touch=self._session.connected)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         route = self._topics.parse(topic)
@@ -260,14 +301,20 @@ class Hub:
                 self._receiver.on_offer(agent, messages.decode(payload, Offer))
             case MessageRoute(agent=agent, kind="get"):
                 get = messages.decode(payload, Get)
+                ours = any(row.blob == get.digest for row in self._registry.chain)
+                if ours and not self._store.has(get.digest):
+                    self._inspect_at = 0.0
                 serve(self._topics, agent, get, self._store, self._session.publish)
             case ChunkRoute(agent=agent, digest=digest, index=index):
                 self._receiver.on_chunk(agent, digest, index, payload)
+            case HubRoute(kind="state"):
+                if messages.decode(payload, HubState).status in _GONE:
+                    self._announced = None  # the last will of a link that is no more
             case other:
                 raise MessageInvalid(f"{other} is not for the hub")
 
     def _on_state(self, agent: str, state: AgentState) -> None:
-        gone = state.status in {"lost", "left"}
+        gone = state.status in _GONE
         before = self._boots.get(agent, 0)
         if state.boot < before:
             if gone:
@@ -281,6 +328,7 @@ class Hub:
             )
         self._boots[agent] = state.boot
         if gone:
+            self._receiver.release(agent)
             if self._present.pop(agent, None) is not None:
                 log.warning("agent %s %s", agent, state.status)
         else:
@@ -315,52 +363,72 @@ class Hub:
     def _close_version(self, now: float) -> None:
         """Have the next version made when the current one is due, or the very first."""
         row = self._registry.current
-        if self._maker.busy or self._finished_at is not None:
+        waits = self._unopened is not None or self._finished_at is not None
+        if waits or not self._maker.ready(now):
             return
         if row is None:
-            self._maker.begin(0)
+            self._maker.make((), now)
             return
         reason = self._closing(row.version) or self._round.reason_to_close(now)
         if reason is None:
             return
         self._ledger.pin(f"closed/{row.version}", reason)
         self._intake.open = False
+        self._receiver.review()
         self._set("closing", row.version, detail=reason)
-        self._announce()
         counted = self._intake.counted(row.version)
-        log.info("version %d closes with %d updates (%s)", row.version, len(counted), reason)
-        self._maker.add_up(row.version + 1, self._registry.tensors, counted)
+        if self._maker.trouble:  # the last attempt may have failed for what has been spoiled here
+            self._mend()
+        if self._maker.make(counted, now):
+            log.info("version %d closes with %d updates (%s)", row.version, len(counted), reason)
 
-    def _take_made(self) -> None:
-        """Commit a version that is ready, and open it."""
-        made = self._maker.poll()
+    def _take_made(self, now: float) -> None:
+        """Commit a version that is ready, and open it; one that cannot be kept is made again."""
+        made = self._maker.poll(now)
         if made is None:
             return
-        version, spent = self._registry.next, self._meter.spent()
+        try:
+            row = self._commit(made)
+        except FfmError as error:
+            self._maker.fail(error, now)
+            return
+        self._maker.clear()
+        self._unopened = row
+
+    def _commit(self, made: Made) -> VersionRow:
+        version, spent, result = self._registry.next, self._meter.spent(), made.result
+        measure = result.measure
         row = VersionRow(
             version=version,
             blob=self._registry.keep_blob(made.blob),
             size=len(made.blob),
-            kind=made.result.kind,
-            error=made.result.error,
-            accuracy=made.result.measure.accuracy,
-            loss=made.result.measure.loss,
-            updates=self._round.delivered if version else 0,
+            kind=result.kind,
+            error=result.error,
+            accuracy=math.nan if measure is None else measure.accuracy,
+            loss=math.nan if measure is None else measure.loss,
+            updates=result.updates,
             closed_because=self._closing(version - 1) or "start",
-            tail=made.tail,
+            tail=result.tail,
             uplink_bytes=spent.uplink_bytes,
             downlink_bytes=spent.downlink_bytes,
             seconds=spent.seconds,
             created=time.time(),
+            content=result.content,
+            carried=result.carried,
         )
-        self._registry.commit(row, made.adapter, made.carried)
-        if made.result.refused is not None:
+        self._registry.commit(row, made.adapter, made.carried, result.left_out)
+        if result.refused is not None:
             log.warning(
                 "version %d is a keyframe: a delta would have missed by %.2f of the step",
                 version,
-                made.result.refused,
+                result.refused,
             )
-        self._maker.clear()
+        for one in result.left_out:
+            log.error("version %d is without the update of %s: %s", version, one.agent, one.why)
+        if result.forgot:
+            log.error("version %d is made without what the one before has carried over", version)
+        if measure is None:
+            log.error("version %d was neither refreshed nor measured", version)
         log.info(
             "version %d (%s, %d bytes): accuracy %.3f, loss %.3f, %d updates",
             version,
@@ -370,7 +438,23 @@ class Hub:
             row.loss,
             row.updates,
         )
-        self._open_version(row)
+        return row
+
+    def _measure(self, now: float) -> None:
+        """Write down now and then what the version in the making has cost."""
+        self._meter.tick(now, min(self._round.open_s(now), self._config.versions.deadline_s))
+
+    def _inspect(self, now: float) -> None:
+        """Now and then, look whether what agents fetch is still whole on the disk."""
+        if now < self._inspect_at:
+            return
+        self._inspect_at = now + _INSPECT_S
+        self._mend()
+
+    def _mend(self) -> None:
+        """Make good what has been spoiled of the current version, and say where it is now."""
+        if self._registry.mend():
+            self._publish_manifest()
 
     # -- what others see ------------------------------------------------------------------------
 
@@ -390,6 +474,7 @@ class Hub:
             down_bits=down_bits(config.codec_keyframe, config.codec_delta, config.keyframe_every),
             deadline_s=config.versions.deadline_s,
             open=self._finished_at is None,
+            spread_s=config.network.spread_s(row.size, len(self._ledger.agents())),
         )
         self._session.publish(self._topics.manifest, messages.encode(manifest), retain=True)
 
@@ -403,10 +488,19 @@ class Hub:
             detail=detail,
         )
 
-    def _announce(self) -> None:
-        if self._session.connected and self._announced != self._state:
-            self._announced = self._state
-            self._publish_state(self._state)
+    def _announce(self, now: float) -> None:
+        """Publish the state; where only the count of updates has changed, now and then."""
+        wrong = self._trouble.line or self._maker.trouble
+        state = msgspec.structs.replace(self._state, detail=wrong or self._state.detail)
+        before = self._announced
+        if not self._session.connected or before == state:
+            return
+        counted = before and msgspec.structs.replace(before, updates=state.updates) == state
+        # Every agent hears it: all counts to all agents would be the square of the fleet.
+        if counted and now < self._announce_at:
+            return
+        self._announced, self._announce_at = state, now + _ANNOUNCE_S
+        self._publish_state(state)
 
     def _publish_state(self, state: HubState) -> None:
         self._session.publish(self._topics.hub_state, messages.encode(state), retain=True)

@@ -17,7 +17,7 @@ from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
 
 _CARD = "ffm.json"
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 def save_tensors(folder: Path, tensors: Tensors, card: Card) -> None:
     """Write weights and card beside the ``adapter_config.json`` that the engine writes."""
-    shape.save(folder / _WEIGHTS, tensors)
+    shape.save(folder / WEIGHTS, tensors)
     write_atomic(folder / _CARD, msgspec.json.format(msgspec.json.encode(card)))
 
 
@@ -45,6 +45,21 @@ def read_card(folder: Path) -> Card:
         raise AdapterInvalid(f"{folder / _CARD}: {error}") from error
 
 
-def load_tensors(folder: Path) -> dict[str, Array]:
-    """Read the weights of an adapter folder."""
-    return shape.load(folder / _WEIGHTS)
+def load_tensors(folder: Path, content: str = "") -> dict[str, Array]:
+    """Read the weights of an adapter folder.
+
+    Parameters
+    ----------
+    content
+        The digest that they must have (`ffm_common.tensors.content_digest`); "" takes them as they
+        are.
+
+    Raises
+    ------
+    AdapterInvalid
+        They cannot be read, or are others.
+    """
+    found = shape.load(folder / WEIGHTS)
+    if content and shape.content_digest(found) != content:
+        raise AdapterInvalid(f"{folder} is not what was kept there")
+    return found

@@ -8,26 +8,34 @@ What libraries print goes to ``worker.log``. Used by the agent and by the hub al
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
+import psutil
 
-from ffm_common.errors import FfmError, WorkerFailed
+from ffm_common.errors import FfmError, PathUnwritable, WorkerFailed, WorkerStuck
 from ffm_common.extras import readable
 from ffm_common.files import make_folder, write_atomic
+from learning.pulse import STILL_S, Pulse
 from profiles.limits import Limits
 from profiles.resident import memory_of
 from profiles.worker import LimitedProcess, start_worker
 
 _JOB, _RESULT, _ERROR, _LOG = "job.json", "result.json", "error.json", "worker.log"
 _LONGEST_LINE = 4096
+_PULSE_S = 1.0
+_EXIT_DISK = 74  # EX_IOERR of sysexits.h
+# What a disk says that does not take what is written: no fault of the work.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 Job = TypeVar("Job", bound=msgspec.Struct)
 Result = TypeVar("Result", bound=msgspec.Struct)
@@ -74,6 +82,15 @@ class Worker(Generic[Result]):
         For job, result, log and checkpoints; kept after the work.
     limits
         What the process may use.
+    still_s
+        How long it may show no sign of life (`learning.pulse`) before `poll` ends it.
+
+    Raises
+    ------
+    PathUnwritable
+        The folder does not take the job.
+    WorkerFailed
+        The process cannot be started.
     """
 
     def __init__(
@@ -84,18 +101,26 @@ class Worker(Generic[Result]):
         *,
         folder: Path,
         limits: Limits,
+        still_s: float = STILL_S,
     ) -> None:
         self._result = result
         self._folder = make_folder(folder)
-        for name in (_RESULT, _ERROR):
-            (folder / name).unlink(missing_ok=True)
+        self._stuck: str | None = None
+        self._looked = time.monotonic()
+        self._pulse = Pulse(self._looked, still_s=still_s)
         write_atomic(folder / _JOB, msgspec.json.encode(job))
+        try:
+            for name in (_RESULT, _ERROR):
+                (folder / name).unlink(missing_ok=True)
+            log = (folder / _LOG).open("ab")
+        except OSError as error:
+            raise PathUnwritable(f"cannot write {folder}: {error.strerror or error}") from error
         self._pipe, write_end = os.pipe()
         os.set_blocking(self._pipe, False)
         self._buffer = b""
         self.last: Progress | None = None
         try:
-            with (folder / _LOG).open("ab") as log:
+            with log:
                 self.process: LimitedProcess = start_worker(
                     [sys.executable, "-m", module, str(folder)],
                     limits=limits,
@@ -109,9 +134,18 @@ class Worker(Generic[Result]):
             os.close(write_end)
 
     def poll(self) -> bool:
-        """Take in what the worker has reported; say whether it has ended."""
+        """Take in what the worker has reported; say whether it has ended, or been ended: stuck."""
         ended = self.process.poll() is not None
         self._read()
+        now = time.monotonic()
+        if not ended and now >= self._looked + _PULSE_S:
+            self._looked = now
+            last = self.last
+            steps = (0, 0) if last is None else (last.step, last.steps)
+            self._stuck = self._pulse.look(now, cpu_seconds(self.process.pid), *steps)
+            if self._stuck is not None:
+                self.process.kill()
+                return True
         return ended
 
     def _read(self) -> None:
@@ -136,10 +170,16 @@ class Worker(Generic[Result]):
         ------
         WorkerFailed
             It left none; the message is its own error, or its last words.
+        WorkerStuck
+            It showed no sign of life and was ended.
+        PathUnwritable
+            The disk did not take what it wrote.
         MemoryLimitHit
             It was ended for memory; the limit is named.
         """
         self.close()
+        if self._stuck is not None:
+            raise WorkerStuck(f"the worker {self._stuck}; its log is {self._folder / _LOG}")
         path = self._folder / _RESULT
         if path.exists():
             try:
@@ -149,7 +189,11 @@ class Worker(Generic[Result]):
         error = self._folder / _ERROR
         if error.exists():
             failure = msgspec.json.decode(error.read_bytes(), type=Failure)
+            if failure.code == PathUnwritable.code:
+                raise PathUnwritable(failure.message)
             raise WorkerFailed(f"{failure.message} [{failure.code}]")
+        if self.process.poll() == _EXIT_DISK:
+            raise PathUnwritable(f"the disk takes nothing more below {self._folder}")
         ending = self.process.failure() or WorkerFailed("the worker left no result")
         raise type(ending)(f"{ending.message}; its log is {self._folder / _LOG}")
 
@@ -178,11 +222,32 @@ def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) ->
         todo = msgspec.json.decode((folder / _JOB).read_bytes(), type=job)
         write_atomic(folder / _RESULT, msgspec.json.encode(work(todo, folder, report)))
     except (FfmError, ModuleNotFoundError) as caught:
-        error = readable(caught)
-        failure = Failure(error.code, error.message)
+        return _leave(readable(caught), folder)
+    except OSError as caught:
+        if caught.errno not in _DISK:
+            raise
+        return _leave(PathUnwritable(f"cannot write below {folder}: {caught}"), folder)
+    return 0
+
+
+def _leave(error: FfmError, folder: Path) -> int:
+    """Leave an error where the parent finds it; what a full disk does not take, the status says."""
+    failure = Failure(error.code, error.message)
+    if not isinstance(error, PathUnwritable):
         write_atomic(folder / _ERROR, msgspec.json.encode(failure))
         return error.exit_status
-    return 0
+    with contextlib.suppress(PathUnwritable):
+        write_atomic(folder / _ERROR, msgspec.json.encode(failure))
+    return _EXIT_DISK
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the processor time that a process has used, seconds; 0 if it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def peak_memory_mb() -> float:

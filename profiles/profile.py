@@ -54,7 +54,7 @@ class Profile(Config, frozen=True, kw_only=True):
     disk_mb
         Disk space that agent and worker may fill, MB.
     uplink_kbit_s, downlink_kbit_s
-        Rates of the network that the planner counts with, 1000 bit/s.
+        What the agent may use of the network, 1000 bit/s; the planner counts with the same.
     bytes_per_day
         Bytes sent and received in one local day; 0 is no limit.
     joules_per_day

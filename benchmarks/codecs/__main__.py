@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 
 from benchmarks.codecs import reckoning, report
-from benchmarks.codecs.cells import cells, say, simulated
+from benchmarks.codecs.cells import cells, simulated
 from benchmarks.codecs.flower_peer import FLOWER, flower
 from benchmarks.codecs.our_processes import ours
 from benchmarks.codecs.rates import rates
 from benchmarks.codecs.socket_rows import RunFailed, SocketRow
 from benchmarks.result import finish, parser
+from benchmarks.resumable import say
 from benchmarks.simulation import Federation, TaskName
 from ffm_common.errors import FfmError
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.codecs.proxy import CountingProxy
-from benchmarks.codecs.socket_rows import RunFailed, Seen, SocketRow, free_port, wait_for, watch
+from benchmarks.codecs.socket_rows import RunFailed, Seen, SocketRow, wait_for, watch
+from benchmarks.relay import Relay, free_port
 from benchmarks.simulation import Arena, Federation
 from ffm_common.files import make_folder
 from ffm_common.tensors import count
@@ -126,7 +126,7 @@ def flower(work: Path, asked: Federation) -> Iterator[SocketRow]:
         link = start("superlink", "flower-superlink", "--insecure", "--port", str(control), _NO_UV)
         stack.callback(_end, link)
         wait_for(control)
-        proxy = CountingProxy(control)
+        proxy = Relay(control)
         stack.callback(proxy.close)
         for place in range(asked.agents):
             node = start(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.codecs.proxy import CountingProxy
-from benchmarks.codecs.socket_rows import Seen, SocketRow, free_port, wait_for, watch
+from benchmarks.codecs.socket_rows import Seen, SocketRow, wait_for, watch
+from benchmarks.relay import Relay, free_port
 from benchmarks.simulation import Arena, Federation, base_folder, deal_files, task_of
 from ffm_common.task import Task
 from fleet.layout import Layout, Member
@@ -73,7 +73,7 @@ def ours(work: Path, asked: Federation) -> Iterator[SocketRow]:
 
         run("hub", "hub", "run", "--config", str(layout.hub_config))
         wait_for(port)
-        proxy = CountingProxy(port)
+        proxy = Relay(port)
         stack.callback(proxy.close)
         for member in members:
             config = layout.agent(member.id) / "agent.toml"

@@ -16,7 +16,7 @@ from benchmarks.simulation import VersionRow
 _THEORY = {"eden1": 0.571, "eden2": 0.133, "eden3": 0.0358, "eden4": 0.0096}
 _SIGNATURE_BYTES = 64
 FP32, AVERAGED = "fp32 both ways", "fp32, A and B averaged"
-_ONE_BIT, _HALF_BIT = "eden1 + ecsq2", "ecsq0.5 + ecsq2"
+_ONE_BIT, _HALF_BIT = "eden1 + ecsq2", "eden0.5 + ecsq2"
 _POINT = 0.01
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from benchmarks.codecs.proxy import CountingProxy
+from benchmarks.relay import Relay
 from benchmarks.simulation import Federation
 
 _PATIENCE_S = 900.0
@@ -46,7 +46,7 @@ class RunFailed(Exception):
 
 
 def watch(
-    system: str, asked: Federation, proxy: CountingProxy, look: Callable[[], list[Seen]]
+    system: str, asked: Federation, proxy: Relay, look: Callable[[], list[Seen]]
 ) -> Iterator[SocketRow]:
     """Give a row for each new version that `look` finds, with the bytes passed until then.
 
@@ -77,13 +77,6 @@ def watch(
             )
         if time.monotonic() - moved > _PATIENCE_S:
             raise RunFailed(f"{system} made no version for {_PATIENCE_S:.0f} s")
-
-
-def free_port() -> int:
-    """Give a port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(port: int) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ffm_common.tensors import Array
+from quantization.updates.drawn import Drawn
 from quantization.updates.ecsq import Ecsq
 from quantization.updates.eden import Eden
+from quantization.updates.eden_sparse import SparseEden
 from quantization.updates.fp32 import Fp32
 from quantization.updates.int8 import Int8
 from quantization.updates.rates import bits_of
@@ -49,10 +51,13 @@ class Codec(Protocol):
 
 _CODECS: tuple[Codec, ...] = (Fp32(), Int8(), Eden(1), Eden(2), Eden(3), Eden(4))
 _FIXED = {codec.name: codec for codec in _CODECS}
+_DRAWN = Drawn()
 
 
 def by_name(name: str) -> Codec:
-    """Find a codec: fp32, int8, eden1 to eden4, or ecsq and its bits per parameter (ecsq0.5).
+    """Find a codec that carries values.
+
+    fp32, int8, eden1 to eden4, or eden below one bit or ecsq with their bits (eden0.5, ecsq0.5).
 
     Raises
     ------
@@ -60,4 +65,17 @@ def by_name(name: str) -> Codec:
         There is none of that name; says which there are.
     """
     rate = bits_of(name)
-    return _FIXED.get(name) or Ecsq(rate)
+    if name in _FIXED:
+        return _FIXED[name]
+    return SparseEden(float(name.removeprefix("eden"))) if name.startswith("eden") else Ecsq(rate)
+
+
+def of_container(name: str) -> Codec:
+    """Find a codec that a container may name: one of the above, or ``drawn`` (a fresh adapter).
+
+    Raises
+    ------
+    UpdateInvalid
+        There is none of that name.
+    """
+    return _DRAWN if name == _DRAWN.name else by_name(name)

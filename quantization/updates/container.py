@@ -70,7 +70,7 @@ def pack(
     UpdateInvalid
         A value is NaN, infinite or too large for the codec, or the codec is unknown.
     """
-    coder = codecs.by_name(codec)
+    coder = codecs.of_container(codec)
     layout = Layout.of(tensors)
     for name in layout.names:
         if not np.isfinite(tensors[name]).all():
@@ -119,7 +119,7 @@ def unpack(blob: bytes, layout: Layout, *, base: str) -> tuple[Header, dict[str,
         raise UpdateInvalid("made for an adapter of other names or shapes")
     if header.base != base:
         raise UpdateInvalid("made for another base model")
-    coder = codecs.by_name(header.codec)
+    coder = codecs.of_container(header.codec)
     return header, layout.split(coder.decode(stream, layout.sizes, header.seed))
 
 

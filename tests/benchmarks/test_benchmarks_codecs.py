@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
-
 import pytest
 
 from benchmarks.codecs import reckoning
 from benchmarks.codecs.cells import Cell, Done, cells
-from benchmarks.codecs.proxy import CountingProxy
 from benchmarks.codecs.rates import adapter, bound
 from benchmarks.codecs.socket_rows import SocketRow
 from benchmarks.simulation import Federation, VersionRow
@@ -119,44 +114,3 @@ def test_the_adapters_measured_have_the_parameters_that_are_claimed() -> None:
     assert [count(adapter(layers)) for layers in (15, 30)] == [460_800, 921_600]
     assert bound(0.25) == pytest.approx(1)
     assert bound(1 / 3, unbiased=True) == pytest.approx(1)
-
-
-def test_the_relay_passes_everything_on_and_counts_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                received = b""
-                while chunk := connection.recv(65536):
-                    received += chunk
-                connection.sendall(received[:1000])
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        proxy = CountingProxy(server.getsockname()[1])
-        with (
-            contextlib.closing(proxy),
-            socket.create_connection(("127.0.0.1", proxy.port)) as here,
-        ):
-            sent = bytes(range(256)) * 1000
-            here.sendall(sent)
-            here.shutdown(socket.SHUT_WR)
-            back = b""
-            while chunk := here.recv(65536):
-                back += chunk
-        thread.join()
-    assert back == sent[:1000]
-    assert (proxy.up, proxy.down) == (len(sent), 1000)
-
-
-def test_the_relay_ends_connections_that_are_still_open() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        proxy = CountingProxy(server.getsockname()[1])
-        with socket.create_connection(("127.0.0.1", proxy.port)) as here:
-            there, _ = server.accept()
-            with there:
-                here.sendall(b"x")
-                assert there.recv(1) == b"x"
-                proxy.close()
-                assert here.recv(1) == b""

@@ -7,7 +7,6 @@ import csv
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from fleet.layout import to_toml
 from fleet.observer import Observer
 from hub.ledger import UpdateRow, VersionRow, read_versions
 from learning.texts.data import Example, write_jsonl
+from tests.brokers import free_port
 
 T = TypeVar("T")
 
@@ -63,12 +63,6 @@ def _examples(count: int, *, seed: int, notes: int = 1) -> list[Example]:
             text += f"the {one} and the {two} beside the {other}. "
         found.append(Example(text=text, label=label))
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Started:

@@ -37,7 +37,10 @@ CASES = {
     "hub on a busy port": ("port-busy", "in use"),
     "hub on an altered base": ("model-digest", "model.safetensors"),
     "hub twice": ("folder-busy", "state"),
-    "agent with a typo": ("config-invalid", "unknown key broker.prot (allowed here: host, port)"),
+    "agent with a typo": (
+        "config-invalid",
+        "unknown key broker.prot (allowed here: host, port, url, ca, certificate, key)",
+    ),
     "agent with a word for a number": ("config-invalid", "broker.port"),
     "agent with an unknown profile": ("profile-unknown", "did you mean rpi4-4gb"),
     "agent on an altered base": ("model-digest", "model.safetensors"),

@@ -25,8 +25,6 @@ def test_who_was_away_holds_the_bits_of_a_hub_that_was_killed(town: Town) -> Non
     town.write_hub(
         keyframe_every=EVERY,
         codec_up="ecsq1",
-        # So few steps teach nothing, and two bits may be too few for a delta of mere noise.
-        codec_delta="ecsq4",
         training={"local_steps": 10, "batch_size": 8, "max_length": 32},
         versions={"buffer": 1, "grace_s": 1.0},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -141,6 +142,7 @@ def test_a_hub_counts_right_through_restarts_in_mid_upload_and_bad_manners(town:
 
         what_cannot_be_right_is_refused(one, start, digest)
         update = _update(start, digest, 1)
+        a_disk_that_takes_no_more_is_lived_with(hub, one, update)
         hub = an_upload_goes_on_after_the_hub_was_killed(town, hub, one, update)
         an_update_counts_once(town, one, update, _update(start, digest, 2))
         a_broker_that_dies_is_started_again(town, hub, one)
@@ -182,6 +184,20 @@ def what_cannot_be_right_is_refused(one: Puppet, start: Tensors, digest: str) ->
         one.session.publish(topic, b'{"digest": 1e999}')
     one.session.publish(one.topics.chunk_up("one", "e" * 64, 0), b"of no offer")
     one.session.publish(f"{one.topics.prefix}agent/one/up/nonsense", b"")
+
+
+def a_disk_that_takes_no_more_is_lived_with(hub: Started, one: Puppet, blob: bytes) -> None:
+    """The kernel lets no file of the hub's grow to what the upload needs."""
+    largest = resource.prlimit(hub.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, (len(blob) // 2, largest[1]))
+    one.offers(blob, 0)
+    answer = one.is_answered()
+    assert isinstance(answer, Need)
+    assert not answer.ranges
+    assert answer.wait_s > 0
+    one.offers(blob, 9)
+    assert isinstance(one.is_answered(), Reject)  # all else goes on
+    resource.prlimit(hub.pid, resource.RLIMIT_FSIZE, largest)
 
 
 def an_upload_goes_on_after_the_hub_was_killed(

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent import config
+from federation.address import Address
+from federation.carrier import Carrier
 from ffm_common.errors import ConfigInvalid
 
 LEAST = """
@@ -30,6 +32,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.base == tmp_path / ".." / "base"
     assert found.folder == tmp_path / "state"
     assert found.config.broker.port == 1883
+    assert found.broker == Address(host="127.0.0.1", port=1883)
+
+
+def test_the_broker_may_be_given_as_a_url(tmp_path: Path) -> None:
+    found = load(tmp_path, f'{LEAST}[broker]\nurl = "ws://broker:8080"\n')
+    assert found.broker == Address(host="broker", port=8080, carrier=Carrier(path="/mqtt"))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ('"town"', '"#"', "federation"),
         ('path = "private.jsonl"', "", "data.path"),
         ("[data]", "[broker]\nport = 0\n[data]", "broker.port"),
+        ("[data]", '[broker]\nurl = "http://broker"\n[data]', "broker.url"),
+        ("[data]", '[broker]\nca = "ca.pem"\n[data]', "broker.ca"),
         ("[data]", "[data]\nlable = 1", "data.lable"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ def test_boots_are_counted_and_what_was_trained_is_kept(tmp_path: Path) -> None:
     assert first.boot() == 1
     first.set_trained(BLOB)
     second = Journal(path)
-    assert second.entry == Entry(boot=1, trained=BLOB)
+    assert second.entry == Entry(boot=1, since=first.entry.since, trained=BLOB)
     assert second.boot() == 2
     assert second.entry.trained == BLOB
+    assert abs(second.entry.since - time.time()) < 60  # when the first one began
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"boot": "x"}', b"\xff", b"\x00" * 40])

@@ -47,6 +47,26 @@ def test_a_blob_is_kept_by_its_digest(tmp_path: Path) -> None:
     assert store.size(DIGEST) is None
 
 
+def test_a_blob_that_was_spoiled_is_told_from_a_whole_one_and_put_anew(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "store")
+    assert not store.whole(DIGEST)
+    store.put(BLOB)
+    assert store.whole(DIGEST)
+    for spoiled in (BLOB[:-1], b"x" + BLOB[1:]):
+        store.path(DIGEST).write_bytes(spoiled)
+        assert not store.whole(DIGEST)
+        store.put(BLOB)
+        assert store.whole(DIGEST)
+
+
+def test_what_a_killed_process_left_half_written_is_swept_up(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "store")
+    store.put(BLOB)
+    (store.folder / f".{DIGEST}.123.part").write_bytes(BLOB[:10])
+    again = BlobStore(tmp_path / "store")
+    assert [path.name for path in again.folder.iterdir()] == [DIGEST]
+
+
 @pytest.mark.parametrize("name", ["../secret", "", "A" * 64, DIGEST + "\n", DIGEST[:-1], "/etc"])
 def test_only_a_digest_becomes_a_path(tmp_path: Path, name: str) -> None:
     store = BlobStore(tmp_path)

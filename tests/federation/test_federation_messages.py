@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,6 +123,37 @@ def test_a_task_that_is_not_understood_whole_is_refused() -> None:
 def test_a_large_payload_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(MessageInvalid, match="too large"):
         decode(b"[" * 70_000, Done)
+
+
+def _of_77_labels() -> Manifest:
+    labels = tuple(f"what a customer of a bank may ask, number {n}" for n in range(77))
+    return msgspec.structs.replace(MANIFEST, task=Task(labels=labels))
+
+
+def test_a_message_of_many_labels_travels_compressed() -> None:
+    manifest = _of_77_labels()
+    payload = encode(manifest)
+    assert len(payload) < len(msgspec.json.encode(manifest)) / 3
+    assert decode(payload, Manifest) == manifest
+
+
+def test_what_is_cut_short_or_followed_by_more_is_refused() -> None:
+    payload = encode(_of_77_labels())
+    for broken in (payload[:-1], payload + b"x", payload[:100] + payload[101:], b"x"):
+        with pytest.raises(MessageInvalid):
+            decode(broken, Manifest)
+
+
+def test_what_becomes_too_large_is_given_up_at_the_limit() -> None:
+    bomb = zlib.compress(b"[" * 50_000_000, 9)
+    assert len(bomb) < 50_000
+    with pytest.raises(MessageInvalid, match="too large"):
+        decode(bomb, Done)
+
+
+def test_a_field_with_its_default_is_left_out() -> None:
+    assert encode(AgentState(status="idle", boot=1)) == b'{"status":"idle","boot":1}'
+    assert decode(encode(Need(digest=DIGEST, wait_s=15.0)), Need).ranges == ()
 
 
 def test_the_sender_hears_of_its_own_mistake() -> None:

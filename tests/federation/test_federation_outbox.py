@@ -145,3 +145,47 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(PathUnwritable, match="taken"):
         Outbox(tmp_path / "taken")
+
+
+def test_an_update_costs_a_card_few_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two flushes of the file and its folder, and one of the journal each way."""
+    flushed: list[int] = []
+    flush = os.fsync
+
+    def watched(handle: int) -> None:
+        flushed.append(handle)
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with _open(tmp_path) as outbox:
+        _settled(outbox, 0)
+        journal = tmp_path / "outbox.sqlite-wal"
+        before, commits = journal.stat().st_size, _commits(journal)
+        flushed.clear()
+        _settled(outbox, 1)
+        assert len(flushed) == 2
+        assert _commits(journal) - commits == 2
+        assert journal.stat().st_size - before <= 4 * (4096 + 24)
+
+
+def test_a_full_history_costs_no_more_commits(tmp_path: Path) -> None:
+    with _open(tmp_path) as outbox:
+        for seed in range(101):
+            _settled(outbox, seed)
+        journal = tmp_path / "outbox.sqlite-wal"
+        commits = _commits(journal)
+        _settled(outbox, 101)
+        assert _commits(journal) - commits == 2
+        assert len(outbox.history()) == 100
+
+
+def _settled(outbox: Outbox, seed: int) -> None:
+    offer, blob = _update(seed)
+    outbox.add(offer, blob)
+    outbox.settle(offer.digest, Done(digest=offer.digest, version=0))
+
+
+def _commits(journal: Path) -> int:
+    """Count the frames of a WAL that end a transaction: they name the size of the database."""
+    frames = journal.read_bytes()[32:]
+    return sum(frames[at + 4 : at + 8] != bytes(4) for at in range(0, len(frames), 4096 + 24))

@@ -507,7 +507,9 @@ def test_an_upload_survives_a_hub_that_is_replaced(
     agent.close()
     second.close()
     assert second.counted[offer.digest] == blob
-    assert second.chunks <= 30 - 5 + 2 * WINDOW  # what was under way when it asked comes twice
+    # Lost or twice: what the first had not taken in when it said goodbye, and what was under way
+    # when the second asked.
+    assert second.chunks <= 30 - 5 + 3 * WINDOW
 
 
 def test_a_download_of_1_mb_goes_on_after_a_restart(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.topics import ChunkRoute, HubRoute, MessageRoute, StateRoute, Topics
+from federation.topics import ChunkRoute, ClaimRoute, HubRoute, MessageRoute, StateRoute, Topics
 from ffm_common.errors import MessageInvalid, NameInvalid
 
 DIGEST = "ab" * 32
@@ -30,6 +30,7 @@ def _matches(pattern: str, topic: str) -> bool:
         (TOPICS.hub_state, HubRoute("state")),
         (TOPICS.manifest, HubRoute("manifest")),
         (TOPICS.agent_state("pi-1"), StateRoute("pi-1")),
+        (TOPICS.claim("pi-1"), ClaimRoute("pi-1")),
         (TOPICS.up("pi-1", "offer"), MessageRoute("pi-1", "offer")),
         (TOPICS.up("pi-1", "get"), MessageRoute("pi-1", "get")),
         (TOPICS.down("pi-1", "need"), MessageRoute("pi-1", "need")),

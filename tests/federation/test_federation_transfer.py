@@ -28,10 +28,11 @@ from federation.messages import (
     encode,
 )
 from federation.outbox import Outbox
+from federation.pace import Throttle
 from federation.receive import UploadReceiver
 from federation.topics import ChunkRoute, MessageRoute, Topics
-from federation.upload import Uploader
-from ffm_common.errors import BlobOversize
+from federation.upload import WINDOW, Uploader
+from ffm_common.errors import BlobOversize, PathUnwritable
 from ffm_common.files import sha256_bytes
 
 TOPICS = Topics("test")
@@ -44,8 +45,17 @@ OFFER = Offer(digest=DIGEST, size=len(BLOB), version=0, examples=10)
 class World:
     """One hub, one or more agents, and the wire between them: a list of what is under way."""
 
-    def __init__(self, folder: Path, agents: tuple[str, ...] = ("a",)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        agents: tuple[str, ...] = ("a",),
+        *,
+        max_in_flight: int = 1 << 30,
+        rate: float = float("inf"),
+    ) -> None:
         self.folder = folder
+        self.max_in_flight = max_in_flight
+        self.rate = rate
         self.now = 0.0
         self.up = True
         self.wire: list[tuple[str, bytes]] = []
@@ -74,6 +84,7 @@ class World:
             self.admit,
             self.accept,
             max_bytes=LIMIT,
+            max_in_flight=self.max_in_flight,
         )
 
     def start_agent(self, agent: str) -> None:
@@ -87,6 +98,7 @@ class World:
             self.outboxes[agent],
             publish,
             lambda _, receipt: self.settled[agent].append(receipt),
+            throttle=Throttle(self.rate),
             rng=random.Random(1),
         )
         self.downloaders[agent] = Downloader(
@@ -97,6 +109,7 @@ class World:
             on_complete=self.completed.append,
             on_gone=self.gone.append,
             max_bytes=LIMIT,
+            throttle=Throttle(self.rate),
             rng=random.Random(2),
         )
         self.uploaders[agent].on_connected()
@@ -213,13 +226,15 @@ def test_never_more_than_four_chunks_are_under_way(world: World) -> None:
     world.tick(1.0)
     world.deliver()
     world.deliver()
-    assert len(world.wire) == 4
-    assert world.acks["a"] == [1, 3, 4, 5, 6]  # the offer, and four chunks
+    assert len(world.wire) == 2
+    assert world.acks["a"] == [1, 3, 4]  # the offer, and two chunks
     world.ack("a")
-    assert len(world.wire) == 4
-    world.ack("a")
-    assert len(world.wire) == 5
-    world.ack("a")
+    assert len(world.wire) == 2
+    seen = []
+    while world.acks["a"]:
+        seen.append(len(world.acks["a"]))
+        world.ack("a")
+    assert seen == [2, 3, 4, 3, 2, 1]
     assert len(world.wire) == 6
 
 
@@ -337,6 +352,168 @@ def test_many_agents_upload_at_once(tmp_path: Path) -> None:
     world.close()
     assert len(world.counted) == 6
     assert world.counted["c", DIGEST] == BLOB
+
+
+def crowd_of(folder: Path, count: int, *, at_once: int) -> World:
+    """Give agents with an update of 6 chunks each, of whom only so many are let in at a time."""
+    world = World(
+        folder, tuple(f"a{n}" for n in range(count)), max_in_flight=at_once * WINDOW * CHUNK
+    )
+    for agent in world.outboxes:
+        world.outboxes[agent].add(OFFER, BLOB)
+    return world
+
+
+def needs_on(wire: list[tuple[str, bytes]]) -> dict[str, Need]:
+    routes = [(TOPICS.parse(topic), payload) for topic, payload in wire]
+    return {
+        route.agent: decode(payload, Need)
+        for route, payload in routes
+        if isinstance(route, MessageRoute) and route.kind == "need"
+    }
+
+
+def test_of_a_crowd_only_some_are_let_in_and_the_others_wait_their_turn(tmp_path: Path) -> None:
+    world = crowd_of(tmp_path, 7, at_once=3)
+    world.tick(1.0)
+    for _ in range(7):
+        world.deliver()
+    needs = needs_on(world.wire)
+    assert [agent for agent, need in needs.items() if need.ranges] == ["a0", "a1", "a2"]
+    assert all(need.wait_s > 0 for need in needs.values() if not need.ranges)
+    most = 0
+    while not world.idle():
+        while world.wire:
+            world.deliver()
+            most = max(most, len({agent for agent in world.acks if len(world.acks[agent]) > 1}))
+            for agent in world.acks:
+                world.ack(agent)
+        world.tick(0.25)
+    world.close()
+    assert list(world.counted) == [(f"a{n}", DIGEST) for n in range(7)]  # first come, first served
+    assert world.chunks == 7 * 6
+    assert world.now < 15.0  # nobody had to offer twice
+    assert most <= 3
+
+
+def test_who_waits_comes_in_when_somebody_leaves_or_falls_silent(tmp_path: Path) -> None:
+    world = crowd_of(tmp_path, 3, at_once=1)
+    world.tick(1.0)
+    for _ in range(3):
+        world.deliver()
+    world.wire.clear()
+    world.receiver.release("a0")
+    world.receiver.tick(world.now)
+    assert needs_on(world.wire)["a1"].ranges == ((0, 6),)
+    world.wire.clear()
+    for _ in range(600):
+        world.now += 0.25
+        world.receiver.tick(world.now)
+    assert needs_on(world.wire)["a2"].ranges == ((0, 6),)
+    world.run(world.idle)  # and those who were silent are not forgotten
+    world.close()
+    assert len(world.counted) == 3
+
+
+def test_a_restarted_hub_lets_in_no_more_at_a_time(tmp_path: Path) -> None:
+    world = crowd_of(tmp_path, 3, at_once=3)
+    world.run_chunks(8)
+    world.max_in_flight = WINDOW * CHUNK
+    world.start_hub()
+    world.receiver.tick(world.now)
+    assert len(needs_on(world.wire)) == 1
+    world.run(world.idle)
+    world.close()
+    assert world.chunks <= 3 * 6 + 1
+
+
+def test_a_disk_that_takes_no_more_has_the_agent_come_again(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    in_the_way = world.folder / "hub" / "a"
+    in_the_way.write_bytes(b"")
+    world.tick(1.0)
+    with pytest.raises(PathUnwritable):
+        world.deliver()
+    assert needs_on(world.wire)["a"].wait_s > 0
+    in_the_way.unlink()
+    world.run(world.idle)
+    assert world.counted["a", DIGEST] == BLOB
+    assert 10.0 < world.now < 20.0
+
+
+def test_two_offers_before_an_answer_make_no_chunk_come_twice(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    for _ in range(8):
+        world.tick(0.25)  # the hub is slow to answer, and hears two offers at once
+    assert len(world.wire) >= 2
+    while not world.idle():
+        offers = [at for at, (topic, _) in enumerate(world.wire) if topic.endswith("/offer")]
+        world.deliver(offers[0] if offers else 0) if world.wire else world.tick(0.05)
+        world.ack("a")
+    assert world.chunks == 6
+
+
+def test_a_slow_link_has_fewer_chunks_under_way(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.tick(1.0)
+    world.deliver()
+    world.deliver()
+    assert len(world.wire) == 2
+    world.tick(8.0)
+    world.wire.clear()
+    world.acks["a"].pop(0)  # the offer's
+    world.ack("a")
+    assert world.wire == []  # one of two is acknowledged, late: one at a time is enough
+    world.ack("a")
+    assert len(world.wire) == 1
+
+
+def test_an_upload_keeps_to_the_rate_of_the_profile(tmp_path: Path) -> None:
+    world = World(tmp_path, rate=CHUNK / 2)
+    blob = random.Random(9).randbytes(20 * CHUNK)
+    offer = Offer(digest=sha256_bytes(blob), size=len(blob), version=0, examples=1)
+    world.outboxes["a"].add(offer, blob)
+    world.run(world.idle)
+    world.close()
+    assert world.chunks == 20
+    assert 36.0 <= world.now <= 42.0
+
+
+def test_a_download_keeps_to_the_rate_of_the_profile(tmp_path: Path) -> None:
+    world = World(tmp_path, rate=CHUNK / 2)
+    blob = random.Random(9).randbytes(20 * CHUNK)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
+    world.run(lambda: world.completed == [digest])
+    world.close()
+    assert world.chunks == 20
+    assert 28.0 <= world.now <= 42.0  # a window of 8 is asked for at once, and paid for afterwards
+
+
+def test_a_broadcast_is_spread(tmp_path: Path) -> None:
+    begun = []
+    for seed in range(20):
+        world = World(tmp_path / str(seed))
+        downloader = Downloader(
+            TOPICS,
+            "a",
+            BlobStore(tmp_path / "spread"),
+            world.publisher("a"),
+            on_complete=world.completed.append,
+            on_gone=world.gone.append,
+            max_bytes=LIMIT,
+            rng=random.Random(seed),
+        )
+        downloader.on_connected()
+        downloader.want([Link(blob=DIGEST, size=len(BLOB))], spread_s=60.0)
+        now = 1000.0
+        while not world.wire:
+            downloader.tick(now)
+            now += 0.25
+        begun.append(now - 1000.0)
+        world.close()
+    assert max(begun) <= 61.0
+    assert len({int(at // 10) for at in begun}) >= 5
 
 
 def test_a_held_uploader_is_silent_until_it_may_go_on(world: World) -> None:

@@ -121,13 +121,12 @@ def test_turning_and_swapping_the_columns_of_a_client_changes_nothing(
     assert left.tail == pytest.approx(right.tail, abs=1e-6)
 
 
-def test_columns_come_out_ordered_by_energy_with_their_weight_split_evenly() -> None:
+def test_columns_come_out_ordered_by_energy_which_is_in_b_alone() -> None:
     version = adapter(0)
     found = aggregate(version, {"a": contribution(version, adapter(1), 1)}, least=1).tensors
-    rows = np.linalg.norm(found[A], axis=1)
+    np.testing.assert_allclose(found[A] @ found[A].T, np.eye(RANK) / 3, atol=1e-6)
     columns = np.linalg.norm(found[B], axis=0)
-    np.testing.assert_allclose(rows, columns, rtol=1e-5)
-    assert all(one >= other for one, other in pairwise(rows))
+    assert all(one >= other for one, other in pairwise(columns))
     # So a board of a smaller rank takes the first slices, and has the best of that rank.
     wanted, _ = dense_cut(product(adapter(1)), 2)
     np.testing.assert_allclose(found[B][:, :2] @ found[A][:2], wanted, atol=1e-5)
@@ -141,8 +140,7 @@ def test_an_adapter_that_has_not_learned_yet_stays_trainable() -> None:
     assert not found.tensors[B].any()
     # With both factors zero no gradient would ever reach them again.
     lengths = np.linalg.norm(found.tensors[A], axis=1)
-    usual = np.sqrt((version[A] ** 2).sum(axis=1).mean())
-    np.testing.assert_allclose(lengths, usual, rtol=1e-5)
+    np.testing.assert_allclose(lengths, 3**-0.5, rtol=1e-5)
 
 
 def test_directions_without_energy_stay_trainable_beside_those_that_have_some() -> None:

@@ -12,8 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ffm_common.errors import BrokerUnavailable, PathUnwritable, PortBusy
+from federation.carrier import Carrier, Tls
+from ffm_common.errors import (
+    BrokerCertificate,
+    BrokerLimit,
+    BrokerProtocol,
+    BrokerUnavailable,
+    PathUnwritable,
+    PortBusy,
+)
 from hub.broker import Broker, Kind, answers, find_mosquitto
+from tests.brokers import Authority, Mosquitto
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS: list[Kind] = ["mosquitto", "amqtt"]
@@ -73,6 +82,43 @@ def test_a_child_that_died_is_started_again_where_it_was(tmp_path: Path) -> None
     assert broker.port == port
     assert answers(broker.host, port)
     broker.stop()
+
+
+def _child(broker: Broker) -> int:
+    assert broker._child is not None
+    return broker._child.pid
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_child_that_hangs_is_replaced_after_a_while(
+    tmp_path: Path, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    _need(kind)
+    with Broker(tmp_path, kind=kind) as broker:
+        first = _child(broker)
+        broker.tend(100.0, in_touch=True)
+        os.kill(first, signal.SIGSTOP)
+        broker.tend(110.0, in_touch=True)  # nobody has noticed yet
+        for now in (111.0, 125.0, 139.0):
+            broker.tend(now, in_touch=False)
+        assert _child(broker) == first
+        broker.tend(141.0, in_touch=False)
+        assert _child(broker) != first
+        assert answers(broker.host, broker.port)
+        broker.tend(142.0, in_touch=False)  # it gets its time to be found
+        assert caplog.text.count("the broker has hung; starting it again") == 1
+
+
+def test_a_child_that_died_is_replaced_at_once(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker:
+        first = _child(broker)
+        broker.tend(100.0, in_touch=True)
+        os.kill(first, signal.SIGKILL)
+        while broker.alive():
+            time.sleep(0.01)
+        broker.tend(100.2, in_touch=False)
+        assert _child(broker) != first
+        assert answers(broker.host, broker.port)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,6 +182,41 @@ def test_an_external_broker_is_used_if_it_answers(tmp_path: Path) -> None:
     assert not external.alive()
     with pytest.raises(BrokerUnavailable, match=str(running.port)):
         external.start()
+
+
+def test_an_external_broker_is_never_started_again(tmp_path: Path) -> None:
+    with Broker(tmp_path, kind="amqtt") as running:
+        external = Broker(tmp_path / "none", kind="external", port=running.port)
+        external.start()
+    for now in (0.0, 100.0):
+        external.tend(now, in_touch=False)
+
+
+def test_an_external_broker_is_spoken_to_as_the_carrier_says(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "pki")
+    certificate, key = authority.issue("localhost", "IP:127.0.0.1")
+    options = f"allow_anonymous true\ncertfile {certificate}\nkeyfile {key}\n"
+    with Mosquitto(tmp_path / "broker", options) as running:
+
+        def external(tls: Tls | None) -> Broker:
+            carrier = Carrier(tls=tls)
+            return Broker(tmp_path, kind="external", port=running.port, carrier=carrier)
+
+        sure = external(Tls(ca=authority.certificate))
+        sure.start()
+        assert sure.alive()
+        with pytest.raises(BrokerProtocol, match=f"TLS is spoken at 127.0.0.1:{running.port}"):
+            external(None).start()
+        with pytest.raises(BrokerCertificate, match="is not trusted"):
+            external(Tls()).start()
+        assert not external(Tls()).alive()
+
+
+def test_an_external_broker_that_takes_no_chunks_is_refused(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, "allow_anonymous true\nmax_packet_size 50000\n") as running:
+        with pytest.raises(BrokerLimit, match="takes packets of 50000 bytes") as caught:
+            Broker(tmp_path, kind="external", port=running.port).start()
+        assert "max_packet_size" in caught.value.line()
 
 
 def test_a_port_that_speaks_something_else_is_no_broker() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.carrier import Carrier, Tls
 from ffm_common.errors import ConfigError, ConfigInvalid
 from hub import config
 
@@ -76,6 +77,26 @@ def test_a_value_out_of_range_is_refused_with_its_key(
     with pytest.raises(ConfigInvalid) as caught:
         load(tmp_path, text)
     assert f"hub.toml: {named}: " in caught.value.message
+
+
+def test_a_url_is_of_an_external_broker(tmp_path: Path) -> None:
+    found = load(tmp_path, f'{LEAST}[broker]\nurl = "wss://broker.example/ws"\n')
+    assert found.config.broker.choice == "external"
+    assert (found.broker.host, found.broker.port) == ("broker.example", 443)
+    assert found.broker.carrier == Carrier(tls=Tls(), path="/ws")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'kind = "mosquitto"\nurl = "mqtt://broker.example"',
+        'url = "broker.example"',
+        'url = "mqtts://broker.example"\nca = "none.pem"',
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused(tmp_path: Path, lines: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"hub\.toml: broker\."):
+        load(tmp_path, f"{LEAST}[broker]\n{lines}\n")
 
 
 @pytest.mark.parametrize("left_out", ["federation", "base", "train", "evaluation"])

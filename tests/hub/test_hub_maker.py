@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,15 +12,20 @@ import pytest
 from federation.blobs import BlobStore
 from federation.messages import Done, Offer
 from ffm_common import tensors as shape
+from ffm_common.errors import WorkerFailed
 from ffm_common.files import make_folder, sha256_bytes
 from ffm_common.task import Adapter, Task
 from ffm_common.tensors import Array, Tensors, content_digest, subtract
+from hub.candidate import Counted
+from hub.carried import digest
 from hub.config import HubConfig, Located, Public, Server
+from hub.downlink import RESIDUAL
 from hub.intake import Intake
 from hub.ledger import Ledger, VersionRow
-from hub.maker import Maker
+from hub.maker import Made, Maker
 from hub.registry import Registry
 from hub.server_optimizer import load_moments
+from hub.worker import BLOB, VersionJob, VersionResult, make_version
 from profiles import profile as profiles
 from quantization.updates.container import pack
 
@@ -50,15 +57,16 @@ class Home:
         folder = self._folder
         public = Public(train="none", evaluation="none")
         located = Located(
-            config=HubConfig(federation="f", base="none", public=public, server=server),
+            config=HubConfig(
+                federation="f", base="none", public=public, server=server, codec_delta="fp32"
+            ),
             base=folder / "none",
             folder=folder,
             train=folder / "none",
             evaluation=folder / "none",
         )
-        self.registry = Registry(
-            folder / "versions", folder / "carried", self._ledger, BlobStore(folder / "blobs")
-        )
+        store = BlobStore(folder / "blobs")
+        self.registry = Registry(folder / "versions", folder / "carried", self._ledger, store, BASE)
         self.maker = Maker(
             located,
             BASE,
@@ -68,9 +76,9 @@ class Home:
             registry=self.registry,
         )
 
-    def updates(self, trained: list[Tensors]) -> dict[str, tuple[Path, int]]:
+    def updates(self, trained: list[Tensors]) -> list[Counted]:
         """Write updates as they are kept until a version closes."""
-        counted = {}
+        counted = []
         for number, tensors in enumerate(trained):
             path = make_folder(self._folder / "updates") / str(number)
             current = self.registry.tensors
@@ -86,20 +94,35 @@ class Home:
                     seed=number,
                 )
             )
-            counted[f"agent-{number}"] = path, 10
+            counted.append(Counted(f"agent-{number}", str(path), 10))
         return counted
 
-    def add_up(self, trained: list[Tensors]) -> dict[str, Array]:
-        """Add updates up; give what the worker was to refresh. It is ended at once."""
-        self.maker.add_up(self.registry.next, self.registry.tensors, self.updates(trained))
+    def add_up(self, trained: list[Tensors], *, spoil: str = "") -> dict[str, Array]:
+        """Add updates up, as the worker does; its process is ended at once, and it never learns.
+
+        Give the version that comes of it; `spoil` names the agent whose update is cut short first.
+        """
+        counted = self.updates(trained)
+        for one in counted:
+            if one.agent == spoil:
+                Path(one.path).write_bytes(Path(one.path).read_bytes()[:-1])
+        assert self.maker.make(counted, 0.0)
         self.maker.close()
-        return shape.load(self._folder / "work" / "candidate.safetensors")
+        work = self._folder / "work"
+        job = msgspec.json.decode((work / "job.json").read_bytes(), type=VersionJob)
+        self.result: VersionResult = make_version(
+            msgspec.structs.replace(job, plain=True), work, lambda *_: None
+        )
+        self.blob = (work / BLOB).read_bytes()
+        return shape.load(work / "adapter" / "adapter_model.safetensors")
 
     def commit(self, tensors: Tensors) -> None:
         """Commit a version as if the worker had made these tensors of it."""
         version = self.registry.next
         made, carried = (make_folder(self._folder / "work" / name) for name in ("made", "carried"))
         shape.save(made / "adapter_model.safetensors", tensors)
+        if not (carried / RESIDUAL).exists():
+            shape.save(carried / RESIDUAL, {name: 0 * array for name, array in tensors.items()})
         row = VersionRow(
             version=version,
             blob=self.registry.keep_blob(f"version {version}".encode()),
@@ -115,6 +138,8 @@ class Home:
             downlink_bytes=0,
             seconds=1.0,
             created=1e9,
+            content=content_digest(tensors),
+            carried=digest(carried),
         )
         self.registry.commit(row, made, carried)
 
@@ -157,11 +182,115 @@ def test_momentum_goes_on_after_a_restart_as_if_there_had_been_none(home: Home) 
 
 def test_a_version_that_was_made_but_not_committed_is_made_again_alike(home: Home) -> None:
     home.commit(home.add_up([adapter(1)]))
-    made, left = home.add_up([adapter(2)]), home.moments()
+    made, left, blob = home.add_up([adapter(2)]), home.moments(), home.blob
     # Killed here: the moments in the work folder are of a version that never was.
     home.start()
     assert content_digest(home.add_up([adapter(2)])) == content_digest(made)
     assert home.moments() == left
+    assert home.blob == blob
+
+
+def test_an_update_that_was_spoiled_on_the_disk_is_named_and_left_out(home: Home) -> None:
+    wanted = home.add_up([adapter(1), adapter(2)])
+    found = home.add_up([adapter(1), adapter(2), adapter(3)], spoil="agent-2")
+    assert content_digest(found) == content_digest(wanted)
+    assert home.result.updates == 2
+    (one,) = home.result.left_out
+    assert one.agent == "agent-2"
+    assert "cut short" in one.why or "length" in one.why
+
+
+def test_where_no_update_is_whole_the_version_goes_on_by_itself(home: Home) -> None:
+    before = home.registry.tensors
+    found = home.add_up([adapter(1)], spoil="agent-0")
+    assert content_digest(found) == content_digest(before)
+    assert home.result.updates == 0
+
+
+def test_without_what_was_carried_over_the_version_is_made_and_says_so(
+    home: Home, tmp_path: Path
+) -> None:
+    home.commit(home.add_up([adapter(1)]))
+    whole = home.add_up([adapter(2)])
+    assert not home.result.forgot
+    residual = tmp_path / "carried" / "1" / RESIDUAL
+    for damage in (
+        lambda: residual.write_bytes(residual.read_bytes()[:-3] + b"abc"),
+        lambda: shutil.rmtree(residual.parent),
+    ):
+        damage()
+        made = home.add_up([adapter(2)])
+        assert home.result.forgot
+        assert content_digest(made) != content_digest(whole)  # momentum has begun anew
+        assert home.add_up([adapter(2)]).keys() == whole.keys()
+
+
+def turn(maker: Maker, now: float) -> Made | None:
+    """Wait until the worker has ended; give what it made, None where it failed."""
+    until = time.monotonic() + 60
+    while maker.busy:
+        assert time.monotonic() < until, "the worker does not end"
+        made = maker.poll(now)
+        if made is not None:
+            return made
+        time.sleep(0.02)
+    return None
+
+
+def test_a_refresh_that_fails_again_and_again_is_left_out_and_the_version_is_made(
+    home: Home,
+) -> None:
+    """Real workers, which find no base model."""
+    now, delays = 0.0, []
+    counted = home.updates([adapter(1)])
+    for _ in range(5):
+        assert home.maker.ready(now)
+        assert home.maker.make(counted, now)
+        assert turn(home.maker, now) is None
+        before = now
+        while not home.maker.ready(now):
+            now += 0.5
+        delays.append(now - before)
+    assert delays == [1, 2, 4, 8, 0]
+    assert "without refresh and evaluation" in home.maker.trouble
+    assert home.maker.make(counted, now)
+    made = turn(home.maker, now)
+    assert made is not None
+    assert made.result.measure is None
+    home.maker.clear()
+    assert home.maker.trouble == ""
+    home.add_up([adapter(1)])
+    assert home.blob == made.blob
+
+
+def test_a_first_version_that_cannot_be_made_ends_the_hub(tmp_path: Path, task: Task) -> None:
+    home = Home(tmp_path, task)
+    for number in range(5):
+        home.maker.make((), 1000.0 * number)
+        if number == 4:
+            with pytest.raises(WorkerFailed, match="model-missing"):
+                turn(home.maker, 1000.0 * number)
+        else:
+            assert turn(home.maker, 1000.0 * number) is None
+    home.close()
+
+
+def test_a_disk_that_refuses_the_work_is_waited_for_and_is_no_failure_of_it(
+    home: Home, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.write_text("in the way")
+    now = 0.0
+    for delay in (10, 20, 40, 80, 160, 320, 600, 600):
+        assert not home.maker.make((), now)
+        assert "work" in home.maker.trouble
+        assert not home.maker.ready(now + delay - 1)
+        now += delay
+        assert home.maker.ready(now)
+    assert "without refresh" not in home.maker.trouble
+    work.unlink()
+    home.add_up([adapter(1)])
 
 
 def test_updates_of_fewer_slices_are_added_up_where_the_task_lets_them(
@@ -190,11 +319,13 @@ def test_an_update_of_a_rank_that_the_task_lets_in_is_counted(
     ledger = Ledger(tmp_path / "ledger.db")
     store = BlobStore(tmp_path / "blobs")
     intake = Intake(home.registry, ledger, store, mixed, BASE)
-    (path, _), *_ = home.updates([adapter(1, rank)]).values()
+    (one,) = home.updates([adapter(1, rank)])
+    path = Path(one.path)
     blob = path.read_bytes()
     offer = Offer(digest=sha256_bytes(blob), size=len(blob), version=0, examples=7)
     receipt = intake.accept("agent-0", offer, path)
     assert isinstance(receipt, Done) == counts
-    assert intake.counted(0) == ({"agent-0": (store.path(offer.digest), 7)} if counts else {})
+    wanted = [Counted("agent-0", str(store.path(offer.digest)), 7)]
+    assert intake.counted(0) == (wanted if counts else [])
     ledger.close()
     home.close()

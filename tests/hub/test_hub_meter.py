@@ -37,10 +37,18 @@ def test_bytes_and_seconds_add_up_over_restarts_and_start_anew_with_the_next_ver
         first = Meter(ledger, session, 4)
         assert first.spent().uplink_bytes == 0
         _say(session)
-        first.tick(time.monotonic())
+        now = time.monotonic()
+        first.tick(now)
         assert ledger.traffic(4).uplink_bytes == 0
-        first.tick(time.monotonic() + 6)
+        first.tick(now + 6)
         assert ledger.traffic(4).uplink_bytes == SIZE
+        first.tick(now + 12)
+        assert first.open_before_s == 0
+        first.tick(now + 12.1, open_s=0.1)  # the version opens
+        first.tick(now + 14, open_s=2.0)
+        assert Meter(ledger, session, 4).open_before_s == pytest.approx(0.1 + 5)
+        first.tick(now + 18, open_s=6.0)
+        assert Meter(ledger, session, 4).open_before_s == pytest.approx(6 + 5)
 
         again = Meter(ledger, session, 4)
         _say(session)

@@ -85,6 +85,19 @@ def test_a_restarted_hub_goes_on_with_the_updates_it_has() -> None:
     assert found.reason_to_close(0) == "buffer"
 
 
+def test_a_deadline_goes_on_after_a_restart_and_stands_still_in_between() -> None:
+    first = Round(RULES, (), ())
+    assert first.open_s(50) == 0
+    first.arrive("a", 50)
+    first.deliver("a")
+    assert first.open_s(90) == 40
+    again = Round(RULES, ("a",), ("a",), open_s=first.open_s(90))
+    assert again.open_s(10_000) == 40  # nobody is there yet
+    again.arrive("a", 10_000)
+    assert again.reason_to_close(10_059) is None
+    assert again.reason_to_close(10_060) == "deadline"
+
+
 class AnyStory(RuleBasedStateMachine):
     """Whatever happens in whatever order, the rules hold."""
 

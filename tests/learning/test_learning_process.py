@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from ffm_common.errors import MemoryLimitHit, PathUnwritable, WorkerFailed
+from ffm_common.errors import MemoryLimitHit, PathUnwritable, WorkerFailed, WorkerStuck
 from learning.process import Progress, Worker
 from profiles.limits import Limits
 
@@ -57,9 +57,12 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     cores = tuple(sorted(os.sched_getaffinity(0)))
 
-    def begin(what: str, module: str = "some_worker", memory_mb: int = 1000) -> Worker[Answer]:
+    def begin(
+        what: str, module: str = "some_worker", memory_mb: int = 1000, still_s: float = 60.0
+    ) -> Worker[Answer]:
         limits = Limits(memory_mb=memory_mb, threads=1, niceness=0, affinity=cores)
-        return Worker(module, Job(what), Answer, folder=tmp_path / "work", limits=limits)
+        folder = tmp_path / "work"
+        return Worker(module, Job(what), Answer, folder=folder, limits=limits, still_s=still_s)
 
     return begin
 
@@ -155,6 +158,45 @@ def test_a_worker_that_is_killed_from_outside_is_a_failure(start: Start) -> None
     os.kill(worker.process.pid, signal.SIGKILL)
     with pytest.raises(WorkerFailed, match="killed by somebody else"):
         ended(worker).result()
+
+
+def test_a_worker_that_stands_still_is_ended_and_said_to_be_stuck(
+    start: Start, tmp_path: Path
+) -> None:
+    worker = start("report(1, 9, 1.0)\nwhile True: pass", still_s=2.0)
+    until = time.monotonic() + 30
+    while worker.last is None and time.monotonic() < until:
+        assert not worker.poll()
+        time.sleep(0.01)
+    for _ in range(40):  # it computes: nobody may call that stuck
+        assert not worker.poll()
+        time.sleep(0.1)
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    with pytest.raises(WorkerStuck, match=r"no processor time for \d+ s") as caught:
+        ended(worker).result()
+    assert str(tmp_path / "work" / "worker.log") in caught.value.message
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.process.pid, 0)
+
+
+def test_a_worker_that_waits_for_ever_is_stuck(start: Start) -> None:
+    worker = start("import threading; threading.Event().wait()", still_s=2.0)
+    with pytest.raises(WorkerStuck):
+        ended(worker).result()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "raise PathUnwritable('no space left')",
+        "raise OSError(28, 'No space left on device')",
+        "import shutil; shutil.rmtree(folder); raise OSError(30, 'Read-only file system')",
+    ],
+)
+def test_a_disk_that_takes_nothing_is_told_from_a_failure(start: Start, what: str) -> None:
+    worker = ended(start(f"from ffm_common.errors import PathUnwritable\n{what}"))
+    with pytest.raises(PathUnwritable):
+        worker.result()
 
 
 def test_a_worker_beyond_its_memory_is_ended_and_the_limit_is_named(start: Start) -> None:

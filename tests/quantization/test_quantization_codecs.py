@@ -16,7 +16,10 @@ from quantization.updates.codec import by_name
 from quantization.updates.container import pack, shapes_of, unpack
 from quantization.updates.rates import bits_of
 
-NAMES = ("fp32", "int8", "eden1", "eden2", "eden3", "eden4", "ecsq0.1", "ecsq0.5", "ecsq2")
+NAMES = (
+    *("fp32", "int8", "eden0.5", "eden1", "eden2", "eden3", "eden4"),
+    *("ecsq0.1", "ecsq0.5", "ecsq2"),
+)
 BASE = "ab" * 32
 
 
@@ -39,7 +42,20 @@ def test_a_codec_knows_its_bits_per_parameter(codec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "eden0", "eden5", "ecsq", "ecsq0.05", "ecsq5", "ecsq0.123", "ecsq٣", "EDEN1"]
+    "name",
+    [
+        "",
+        "eden0",
+        "eden0.2",
+        "eden0.5x",
+        "eden5",
+        "ecsq",
+        "ecsq0.05",
+        "ecsq5",
+        "ecsq0.123",
+        "ecsq٣",
+        "EDEN1",
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
     with pytest.raises(UpdateInvalid, match=r"eden1, .*ecsq0\.1 to ecsq4"):

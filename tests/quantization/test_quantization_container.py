@@ -144,7 +144,7 @@ def test_any_bytes_are_refused_and_nothing_else_happens(data: bytes, sealed: boo
 
 @settings(max_examples=300, deadline=None)
 @given(
-    codec=st.sampled_from(["fp32", "int8", "eden1", "eden3", "ecsq0.5"]),
+    codec=st.sampled_from(["fp32", "int8", "eden0.5", "eden1", "eden3", "ecsq0.5"]),
     stream=st.binary(max_size=2300),
     seed=st.integers(0, 2**64 - 1),
 )

@@ -23,7 +23,10 @@ from quantization.updates.layout import Layout
 
 INPUTS = 100_000
 BASE = "5a" * 32
-CODECS = ("fp32", "int8", "eden1", "eden2", "eden3", "eden4", "ecsq0.1", "ecsq1", "ecsq4")
+CODECS = (
+    *("fp32", "int8", "drawn", "eden0.5", "eden1", "eden2", "eden3", "eden4"),
+    *("ecsq0.1", "ecsq1", "ecsq4"),
+)
 HEAD = 110
 SPARE_BYTES = 64 << 20  # the largest layout here needs some 40 kB
 SLOW_S = 2.0

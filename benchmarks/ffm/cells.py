@@ -1,0 +1,112 @@
+"""The cells of the experiment, a setting and an arm each: what is done is not run again."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.ffm.arms import ARMS, Apart, Federated, Length, Outcome, run, warmed
+from benchmarks.ffm.data import PublicKind, Setting, deal
+from benchmarks.resumable import run_all
+from benchmarks.simulation import Arena, TaskName
+
+# Adapters on the two upper layers: half the time of a step, and most of what there is to learn.
+_TOP_LAYERS = 2
+_KINDS: tuple[tuple[TaskName, PublicKind], ...] = (
+    ("banking77", "part"),
+    ("banking77", "other"),
+    ("sst2", "phrases"),
+)
+_FLEETS = (5, 20)
+_ALPHAS = (0.1, 0.5)
+_SEEDS = (0, 1, 2)
+_QUICK_ARMS: tuple[Federated, ...] = ("never", "warmup-then-federated", "adaptive")
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One arm of one setting."""
+
+    setting: Setting
+    arm: Federated | Apart
+    length: Length
+
+    @property
+    def name(self) -> str:
+        """What `--only` looks into."""
+        return f"{self.setting.name}-{self.arm}"
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell with what came of it, and the seconds of CPU that it took."""
+
+    cell: Cell
+    outcome: Outcome
+    cpu_s: float
+
+
+def cells(*, quick: bool, only: str = "") -> list[Cell]:
+    """List what is run, seed after seed; `only`: cells with that in their names."""
+    if quick:
+        setting = Setting(task="sst2", public="phrases", agents=5, alpha=0.1, seed=0)
+        length = Length(versions=2, local_steps=2, judged=1)
+        found = [Cell(setting=setting, arm=arm, length=length) for arm in _QUICK_ARMS]
+    else:
+        found = [
+            Cell(
+                setting=Setting(task=task, public=public, agents=agents, alpha=alpha, seed=seed),
+                arm=arm,
+                length=Length(),
+            )
+            for seed in _SEEDS
+            for task, public in _KINDS
+            for agents in _FLEETS
+            for alpha in _ALPHAS
+            for arm in ARMS
+        ]
+    return [cell for cell in found if only in cell.name]
+
+
+def simulated(wanted: list[Cell], work: Path, jobs: int) -> list[Done]:
+    """Give all cells; those that an earlier run has left in `work` are not run again."""
+    return run_all(
+        wanted,
+        partial(run_cell, work=work),
+        Done,
+        path=work / "cells.jsonl",
+        jobs=jobs,
+        prepare=partial(_prepare, work=work),
+        describe=_describe,
+    )
+
+
+def _describe(done: Done) -> str:
+    last = done.outcome.points[-1]
+    return (
+        f"{done.cell.name}: accuracy {last.whole or last.accuracy:.3f}, {done.cpu_s:.0f} s of CPU"
+    )
+
+
+_arenas: dict[str, Arena] = {}
+
+
+def run_cell(cell: Cell, work: Path) -> Done:
+    """Run one cell, in a process that keeps its engines."""
+    began = time.process_time()
+    task = cell.setting.task
+    if task not in _arenas:
+        _arenas[task] = Arena(task, work, _TOP_LAYERS)
+    outcome = run(_arenas[task], cell.setting, cell.arm, cell.length, work)
+    return Done(cell=cell, outcome=outcome, cpu_s=round(time.process_time() - began, 1))
+
+
+def _prepare(missing: list[Cell], work: Path) -> None:
+    """Make what cells share, so that no two processes make it at once."""
+    for task in sorted({cell.setting.task for cell in missing}):
+        arena = Arena(task, work, _TOP_LAYERS)
+        for cell in missing:
+            if cell.setting.task == task:
+                arena.start(cell.setting.seed)
+                warmed(arena, cell.setting, deal(cell.setting), work)

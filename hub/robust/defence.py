@@ -1,0 +1,50 @@
+"""What the hub does about agents that send harmful updates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+from ffm_common.config import Config
+
+Rule: TypeAlias = Literal[
+    "mean",
+    "trimmed-mean",
+    "median",
+    "krum",
+    "multi-krum",
+    "geometric-median",
+    "centred-clipping",
+]
+
+
+class Defence(Config, frozen=True, kw_only=True):
+    """The stages of a defence, in their order.
+
+    Parameters
+    ----------
+    clip
+        No update is longer than the running median (`hub.robust.clipping`).
+    company
+        An update that goes its way with fewer others than there may be attackers is left out
+        (`hub.robust.company`).
+    trust
+        Unless it goes the way of the hub's own step on public data, where there is one: it counts
+        by how much it does. Without `company` all updates do (`hub.robust.trust`).
+    mix
+        Each update is replaced by the mean of its nearest ones (`hub.robust.mixing`).
+    rule
+        What makes one update of them all. ``mean`` takes examples and trust for weights.
+    attackers
+        The share of a version's updates that may be harmful, rounded down to f of them: so many are
+        no company to each other, are mixed out, trimmed or not selected. A group of honest agents
+        that is no larger, and unlike all others, is taken for an attack as well.
+    """
+
+    clip: bool = True
+    company: bool = True
+    trust: bool = True
+    mix: bool = False
+    rule: Rule = "mean"
+    attackers: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.2

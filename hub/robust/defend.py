@@ -1,0 +1,298 @@
+"""A robust mean of updates, in the place of `hub.aggregation.aggregate`.
+
+Two looks at all updates: at first come the inner products, from which everything is decided, then
+the new tensors are made. The parts that every update is made of, LoRA slices and other tensors,
+are measured in units of their own usual norm: a head's step may be ten times as long as all LoRA
+products' and is no ten times as important.
+
+Where boards train different ranks, a range of slices is judged among those who have it, by all that
+these have in common, so a small board is not an outlier for what it lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ffm_common.errors import UpdateInvalid
+from ffm_common.slices import pairs, rank_of
+from ffm_common.tensors import Array, Tensors
+from hub.aggregation import Aggregate, Contribution, example_weights
+from hub.products import Exact
+from hub.robust.clipping import running_median, scales
+from hub.robust.combine import Ruled, combine_factors, combine_other
+from hub.robust.defence import Defence
+from hub.robust.geometry import Changes, flat_inner_products, inner_products
+from hub.robust.stacks import HELD_BYTES, Stacks
+from hub.robust.verdict import Verdict, judge
+
+OTHERS = "others"
+"""The part of an update that is no LoRA factor."""
+
+_THREADS = 2
+# Factors this many times the usual are left out whatever their product: its float32 sum would be
+# nothing but rounding.
+_ABSURD = 1e3
+_FLAGGED = 0.25
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found about one agent's update.
+
+    Parameters
+    ----------
+    norm
+        Of its longest part, in running medians: above 1 it was clipped, if the defence clips.
+    cosine
+        Of its angle to the hub's own step; None without one.
+    weight
+        Its share in the new version; for a coordinate-wise rule, before that trims.
+    standing
+        0 to 1: how much it counts by itself, that is less than 1 without company, times what the
+        clip left of it. For `hub.robust.reputation`.
+    flagged
+        Whether a person should have a look at the agent.
+    """
+
+    norm: float
+    cosine: float | None
+    weight: float
+    standing: float
+    flagged: bool
+
+
+class Defended(msgspec.Struct, frozen=True, kw_only=True):
+    """The new tensors and how they came about.
+
+    Parameters
+    ----------
+    judgements
+        Agent id -> what was found.
+    medians
+        Part of an update -> running median of its norm, to be given to the next version.
+    notes
+        Where something is not as the configuration asks, in words for a person.
+    """
+
+    aggregate: Aggregate
+    judgements: dict[str, Judgement]
+    medians: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def defend(
+    version: Tensors,
+    contributions: Mapping[str, Contribution],
+    defence: Defence,
+    *,
+    least: int | None = None,
+    public_step: Tensors | None = None,
+    medians: Mapping[str, float] | None = None,
+    held_bytes: int = HELD_BYTES,
+) -> Defended:
+    """Make one update of many, of which some may be harmful.
+
+    Parameters
+    ----------
+    version, contributions, least
+        As for `hub.aggregation.aggregate`, and so is what comes out where nothing is defended.
+    public_step
+        What the hub's own training makes of the version, as a difference to it. Only its direction
+        matters.
+    medians
+        What the version before left in `Defended.medians`.
+    held_bytes
+        How much of decoded updates may be in memory.
+
+    Raises
+    ------
+    UpdateInvalid
+        There is none, or one has other names or shapes, or values that do not stay finite.
+    """
+    if not contributions:
+        raise UpdateInvalid("no update to aggregate")
+    stacks = Stacks(
+        version,
+        contributions,
+        () if public_step is None else (public_step,),
+        held_bytes=held_bytes,
+    )
+    seen = _look(version, stacks, defence, medians or {})
+    examples = np.array(example_weights([contributions[name].examples for name in stacks.names]))
+    notes: list[str] = []
+    judged: dict[int, tuple[Verdict, Exact | None]] = {}
+    for part in seen.parts:
+        if part.owners.size not in judged:
+            found = _judge(part, seen, examples, defence)
+            judged[part.owners.size] = found
+            notes += (f"{part.name}: {note}" for note in found[0].notes)
+    ruled = {
+        part.name: Ruled(part.slices, judged[part.owners.size][0], seen.scales[part.name])
+        for part in seen.parts
+    }
+    made = _combine(version, stacks, ruled, least or rank_of(version))
+    verdict, cosines = judged[len(stacks.names)]
+    standing = verdict.standing * np.min(list(seen.scales.values()), axis=0)
+    judgements = {
+        name: Judgement(
+            norm=float(seen.longest[place]),
+            cosine=None if cosines is None else float(cosines[place]),
+            weight=float(verdict.weights[place]),
+            standing=float(standing[place]),
+            flagged=bool(standing[place] < _FLAGGED),
+        )
+        for place, name in enumerate(stacks.names)
+    }
+    return Defended(aggregate=made, judgements=judgements, medians=seen.bounds, notes=tuple(notes))
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """A range of slices, or all that are no slices, and which agents have it."""
+
+    name: str
+    slices: slice
+    owners: NDArray[np.int64]
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """The first look.
+
+    Parameters
+    ----------
+    parts
+        The first is one that everybody has.
+    grams
+        Part -> inner products, of shape (n, n), or one more where the hub's own step comes last.
+    bounds, scales
+        Part -> running median, and what clipping leaves of each update.
+    longest
+        Each update's norm in running medians, shape (n,).
+    sound
+        False for updates whose factors are out of all bounds.
+    """
+
+    parts: list[_Part]
+    grams: dict[str, Exact]
+    bounds: dict[str, float]
+    scales: dict[str, Exact]
+    longest: Exact
+    sound: NDArray[np.bool_]
+
+
+def _parts(version: Tensors, ranks: list[int]) -> list[_Part]:
+    """Take updates apart: tensors that are no factors, and slices, by who has them."""
+    paired = {key for pair in pairs(version) for key in pair}
+    parts = []
+    if set(version) - paired:
+        parts.append(_Part(OTHERS, slice(0), np.arange(len(ranks))))
+    first = 0
+    for rank in sorted(set(ranks)) if paired else ():
+        owners = np.flatnonzero(np.array(ranks) >= rank)
+        parts.append(_Part(f"slices {first + 1} to {rank}", slice(first, rank), owners))
+        first = rank
+    return parts
+
+
+def _look(
+    version: Tensors, stacks: Stacks, defence: Defence, medians: Mapping[str, float]
+) -> _Seen:
+    """Measure all updates."""
+    count = len(stacks.names)
+    parts = _parts(version, stacks.ranks)
+    grams = {part.name: np.zeros((count + stacks.more,) * 2) for part in parts}
+    squares = np.zeros(count)
+    for block in stacks.blocks():
+        factors = pairs(block)
+        for a, b in factors:
+            changes = Changes(version[a], version[b], block[a], block[b])
+            for part in parts:
+                if part.name != OTHERS:
+                    grams[part.name] += inner_products(changes.of(part.slices))
+            for stack in (block[a][:count], block[b][:count]):
+                squares += np.einsum("ijk,ijk->i", stack, stack, dtype=np.float64)
+        for key in sorted(block.keys() - {key for pair in factors for key in pair}):
+            grams[OTHERS] += flat_inner_products(block[key])
+    sizes = np.sqrt(squares)
+    some = sizes[sizes > 0]
+    bounds, kept, longest = {}, {}, np.zeros(count)
+    for part in parts:
+        norms = np.sqrt(np.maximum(np.diag(grams[part.name])[:count], 0))
+        bound = running_median(norms[part.owners], medians.get(part.name))
+        bounds[part.name] = bound
+        kept[part.name] = scales(norms, bound) if defence.clip else np.ones(count)
+        longest = np.maximum(longest, norms / (bound or 1.0))
+    sound = sizes <= _ABSURD * (float(np.median(some)) if some.size else 0.0)
+    return _Seen(parts, grams, bounds, kept, longest, sound)
+
+
+def _judge(
+    part: _Part, seen: _Seen, examples: Exact, defence: Defence
+) -> tuple[Verdict, Exact | None]:
+    """Judge a part's owners by all parts that they have; give all agents' cosines, too."""
+    count = len(examples)
+    joint = np.zeros((count, count))
+    along, steps = np.zeros(count), 0
+    for one in seen.parts:
+        if one.owners.size < part.owners.size or not seen.bounds[one.name]:
+            continue
+        gram, scale = seen.grams[one.name], seen.scales[one.name] / seen.bounds[one.name]
+        joint += scale[:, None] * gram[:count, :count] * scale
+        if len(gram) > count and gram[-1, -1] > 0:
+            # The hub's step has the same length in each part.
+            along += scale * gram[:count, -1] / np.sqrt(gram[-1, -1])
+            steps += 1
+    cosines = None
+    if steps:
+        lengths = np.sqrt(np.diag(joint) * steps)
+        cosines = np.divide(along, lengths, out=np.zeros(count), where=lengths > 0)
+    owners = part.owners
+    found = judge(
+        joint[np.ix_(owners, owners)],
+        examples[owners],
+        defence,
+        cosines=cosines[owners] if cosines is not None and defence.trust else None,
+        sound=seen.sound[owners],
+    )
+    verdict = msgspec.structs.replace(
+        found,
+        weights=_spread(found.weights, owners, count),
+        standing=_spread(found.standing, owners, count),
+        members=owners[found.members],
+    )
+    return verdict, cosines
+
+
+def _spread(values: Exact, places: NDArray[np.int64], count: int) -> Exact:
+    found = np.zeros(count)
+    found[places] = values
+    return found
+
+
+def _combine(version: Tensors, stacks: Stacks, ruled: Mapping[str, Ruled], least: int) -> Aggregate:
+    """Make the new tensors, layer by layer, two at a time."""
+    tiers = [one for name, one in ruled.items() if name != OTHERS]
+    count = len(stacks.names)
+    result: dict[str, Array] = {}
+    lost = whole = 0.0
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        for block in stacks.blocks():
+            factors = pairs(block)
+
+            def make(
+                pair: tuple[str, str], block: Mapping[str, Array] = block
+            ) -> tuple[Array, Array, float, float]:
+                a, b = pair
+                changes = Changes(version[a], version[b], block[a][:count], block[b][:count])
+                return combine_factors(changes, tiers, least)
+
+            for (a, b), made in zip(factors, pool.map(make, factors), strict=True):
+                result[a], result[b] = made[:2]
+                lost, whole = lost + made[2], whole + made[3]
+            for key in sorted(block.keys() - result.keys()):
+                result[key] = combine_other(version[key], block[key][:count], ruled[OTHERS])
+    ordered = {key: result[key] for key in sorted(result)}
+    return Aggregate(ordered, lost / whole if whole else 0.0)
