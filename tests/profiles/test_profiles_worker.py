@@ -36,14 +36,18 @@ def run(code: str, log: Path, methods: Sequence[MemoryMethod] | None = None) -> 
 
 
 def own_cgroups() -> list[Path]:
-    """List the workers' cgroups that are still there, in both versions."""
+    """List the cgroups of this process's workers that are still there, in both versions.
+
+    Another test process may have workers of its own beside them.
+    """
+    ours = f"ffm-worker-{os.getpid()}-*"
     found: list[Path] = []
     for kind, controller in (("cgroup", "memory"), ("cgroup2", "")):
         mount = find_mount(Path("/proc/self/mountinfo").read_text(), kind, controller)
         path = find_own(Path("/proc/self/cgroup").read_text(), controller)
         if mount and path is not None:
             own = folder_of(mount, path)
-            found += [*own.glob("ffm-worker-*"), *own.parent.glob("ffm-worker-*")]
+            found += [*own.glob(ours), *own.parent.glob(ours)]
     return found
 
 
