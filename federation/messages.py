@@ -119,6 +119,9 @@ class Manifest(Message, frozen=True, kw_only=True):
     parameter for who fetches every one. `deadline_s` is how many seconds the version stays open
     after it was published; `open` is False when no updates are wanted (any more). Each agent waits
     a random share of `spread_s` seconds before it fetches, so that a broadcast makes no storm.
+    An update made from one of the `max_staleness` versions before this one is welcome, too: who is
+    at work on such a one finishes it first. `chosen` are the agents that are asked to train; None
+    is all.
     """
 
     federation: Name
@@ -133,6 +136,8 @@ class Manifest(Message, frozen=True, kw_only=True):
     deadline_s: Seconds
     open: bool
     spread_s: Annotated[float, Meta(ge=0.0, le=86400.0)] = 0.0
+    max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 0
+    chosen: Annotated[tuple[Name, ...], Meta(max_length=1000)] | None = None
 
     @property
     def blob(self) -> str:
@@ -154,6 +159,18 @@ class Offer(Message, frozen=True, kw_only=True):
     loss: float | None = None
     seconds: Seconds = 0.0
     again: bool = False
+
+
+class Vote(Message, frozen=True, kw_only=True):
+    """Agent: what `version` is worth on `examples` of mine that I never train on.
+
+    `loss` is their mean in nats (of tokens, for a language model); `accuracy` from 0 to 1.
+    """
+
+    version: Annotated[int, Meta(ge=0, le=2**31)]
+    loss: Annotated[float, Meta(ge=0.0, le=1e6)]
+    accuracy: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    examples: Annotated[int, Meta(ge=1, le=2**53)]
 
 
 class Need(Message, frozen=True, kw_only=True):

@@ -24,12 +24,27 @@ from hub.server_optimizer import load_moments, save_moments, step
 log = logging.getLogger("ffm.hub")
 
 
+class Start(msgspec.Struct, frozen=True):
+    """An older version that an update was made from: its adapter folder and its digest.
+
+    `staleness` is how many versions it lies behind the one that is open, at least 1.
+    """
+
+    adapter: str
+    content: str
+    staleness: int
+
+
 class Counted(msgspec.Struct, frozen=True):
-    """A counted update: whose, the file of its container, how many examples made it."""
+    """A counted update: whose, the file of its container, how many examples made it.
+
+    `start` is None where it was made from the version that is open.
+    """
 
     agent: str
     path: str
     examples: int
+    start: Start | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True):

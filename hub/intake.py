@@ -119,6 +119,7 @@ class Intake:
                 examples=offer.examples,
                 loss=offer.loss,
                 received=time.time(),
+                counted_for=offer.version,
             )
         )
         log.info("version %d: update of %s, %d bytes", offer.version, agent, offer.size)

@@ -26,7 +26,7 @@ Kind: TypeAlias = Literal["version", "delta"]
 """Of a version's container: the version whole, a keyframe, or a delta to the version before."""
 
 # Of the tables below; a ledger of another format is refused, not misread.
-_FORMAT = 1
+_FORMAT = 2
 _SCHEMA = f"""
 BEGIN;
 PRAGMA user_version = {_FORMAT};
@@ -41,11 +41,17 @@ CREATE TABLE IF NOT EXISTS versions (
     closed_because TEXT NOT NULL, tail REAL NOT NULL,
     uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL,
     seconds REAL NOT NULL, created REAL NOT NULL,
-    content TEXT NOT NULL, carried TEXT NOT NULL
+    content TEXT NOT NULL, carried TEXT NOT NULL, record TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS updates (
     agent TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
-    examples INTEGER NOT NULL, loss REAL, received REAL NOT NULL, fault TEXT,
+    examples INTEGER NOT NULL, loss REAL, received REAL NOT NULL, counted_for INTEGER NOT NULL,
+    fault TEXT,
+    PRIMARY KEY (agent, version)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS votes (
+    agent TEXT NOT NULL, version INTEGER NOT NULL, loss REAL NOT NULL, accuracy REAL,
+    examples INTEGER NOT NULL, received REAL NOT NULL,
     PRIMARY KEY (agent, version)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS traffic (
@@ -82,6 +88,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     content, carried
         Digests of its tensors and of what it carries over: what is read from the disk later must
         be that. Empty where nobody has said.
+    record
+        How it came about, as JSON: a `hub.record.Record`.
     """
 
     version: int
@@ -100,11 +108,13 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     content: str = ""
     carried: str = ""
+    record: str = "{}"
 
 
 class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
     """One counted update: an agent's, made from `version`.
 
+    `counted_for` is the version that was open when it came: the next one is made of it.
     `fault` says why it is in no version although its agent has a receipt: the hub's disk has lost
     or spoiled it before the version closed. None for all others.
     """
@@ -116,7 +126,19 @@ class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
     examples: Annotated[int, msgspec.Meta(ge=1)]
     loss: float | None
     received: float
+    counted_for: int
     fault: str | None = None
+
+
+class VoteRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version is worth on an agent's own held-out examples: mean loss (nats), accuracy."""
+
+    agent: str
+    version: int
+    loss: float
+    accuracy: float | None
+    examples: int
+    received: float
 
 
 class LeftOut(msgspec.Struct, frozen=True):
@@ -228,7 +250,7 @@ class Ledger:
             self._execute(f"INSERT INTO versions VALUES ({marks})", values)  # noqa: S608 -- our own field names
             for one in left_out:
                 self._execute(
-                    "UPDATE updates SET fault = ? WHERE agent = ? AND version = ?",
+                    "UPDATE updates SET fault = ? WHERE agent = ? AND counted_for = ?",
                     (one.why, one.agent, row.version - 1),
                 )
 
@@ -279,13 +301,26 @@ class Ledger:
         return None if row is None else _update(row)
 
     def updates(self, version: int) -> list[UpdateRow]:
-        """List the counted updates made from a version, by agent.
+        """List the updates counted while a version was open, by agent.
 
         A row that is damaged is named in the log and left out.
         """
-        rows = self._execute("SELECT * FROM updates WHERE version = ? ORDER BY agent", (version,))
+        rows = self._execute(
+            "SELECT * FROM updates WHERE counted_for = ? ORDER BY agent, version", (version,)
+        )
         found = map(_update, rows)
         return [row for row in found if row is not None]
+
+    def add_vote(self, row: VoteRow) -> None:
+        """Note what an agent says of a version; the last word counts."""
+        values = msgspec.structs.asdict(row)
+        marks = ", ".join(f":{name}" for name in values)
+        self._execute(f"INSERT OR REPLACE INTO votes VALUES ({marks})", values)  # noqa: S608
+
+    def votes(self, version: int) -> list[VoteRow]:
+        """List what agents have said of a version, by agent."""
+        rows = self._execute("SELECT * FROM votes WHERE version = ? ORDER BY agent", (version,))
+        return [_struct(row, VoteRow) for row in rows]
 
     def traffic(self, version: int) -> Traffic:
         """Give what has been spent on `version`, which is in the making."""

@@ -27,6 +27,7 @@ from hub.robust.clipping import running_median, scales
 from hub.robust.combine import Ruled, combine_factors, combine_other
 from hub.robust.defence import Defence
 from hub.robust.geometry import Changes, flat_inner_products, inner_products
+from hub.robust.judgement import Judgement
 from hub.robust.stacks import HELD_BYTES, Stacks
 from hub.robust.verdict import Verdict, judge
 
@@ -38,31 +39,6 @@ _THREADS = 2
 # nothing but rounding.
 _ABSURD = 1e3
 _FLAGGED = 0.25
-
-
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found about one agent's update.
-
-    Parameters
-    ----------
-    norm
-        Of its longest part, in running medians: above 1 it was clipped, if the defence clips.
-    cosine
-        Of its angle to the hub's own step; None without one.
-    weight
-        Its share in the new version; for a coordinate-wise rule, before that trims.
-    standing
-        0 to 1: how much it counts by itself, that is less than 1 without company, times what the
-        clip left of it. For `hub.robust.reputation`.
-    flagged
-        Whether a person should have a look at the agent.
-    """
-
-    norm: float
-    cosine: float | None
-    weight: float
-    standing: float
-    flagged: bool
 
 
 class Defended(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ def update(agent: str, number: int) -> UpdateRow:
         examples=5,
         loss=None,
         received=1e9,
+        counted_for=number,
     )
 
 
