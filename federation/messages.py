@@ -176,12 +176,17 @@ class Vote(Message, frozen=True, kw_only=True):
 class Need(Message, frozen=True, kw_only=True):
     """Hub: of the blob offered, send these chunks; if none: offer it again in `wait_s` seconds.
 
+    Named are the first few that are not on the hub's disk, and so a chunk is named again and again
+    while it is on its way. What was sent in this `attempt` is not sent again in it; a new attempt
+    says that it does not come any more. Attempts are counted on from a random number above 0.
+
     Who is told to wait is asked sooner when there is room sooner.
     """
 
     digest: Digest
     ranges: Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=MAX_RANGES)] = ()
     wait_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 0.0
+    attempt: Count = 0
 
 
 class Done(Message, frozen=True, kw_only=True):

@@ -1,5 +1,8 @@
 """The hub's side of an upload: many agents at once, each with at most one update on its way.
 
+Of an update that was let in, the first few chunks that are missing are asked for; with each that
+arrives comes credit for the next (`federation.upload` says what that is good for).
+
 Not more is let in at a time than the broker holds for the hub and the hub gets through before it
 would ask again; the others wait their turn.
 What has arrived is on disk, with the offer it belongs to, so a restarted hub goes on where it was.
@@ -9,15 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from federation.blobs import Partial
-from federation.chunks import CHUNK, unpack
+from federation.chunks import CHUNK, to_ranges, unpack
 from federation.messages import (
     MAX_MESSAGE_BYTES,
     Done,
@@ -141,11 +146,7 @@ class UploadReceiver:
             data = unpack(payload)
             with self._or_later(agent, digest):
                 if arrival.partial.write(index, data):
-                    self._in_flight[agent] = _most_under_way(arrival.offer)
-                    arrival.asks = 0
-                    arrival.next_ask.restart(self._now)
-                    if arrival.partial.complete:
-                        self._go_on(agent, arrival)
+                    self._on_progress(agent, arrival)
         except MessageInvalid as error:
             _LOG.warning("dropped from %s: %s", agent, error)
 
@@ -156,6 +157,7 @@ class UploadReceiver:
             arrival = self._arrivals[agent]
             if now < arrival.next_ask.due:
                 continue
+            arrival.attempt += 1
             if arrival.asks < _MAX_ASKS:
                 self._ask(agent, arrival)
             else:
@@ -226,6 +228,19 @@ class UploadReceiver:
             arrival.asks = 0
             self._go_on(agent, arrival)
 
+    def _on_progress(self, agent: str, arrival: _Arrival) -> None:
+        """Something has arrived: ask for what there is room for now, or answer."""
+        if arrival.partial.complete:
+            self._go_on(agent, arrival)
+        elif agent not in self._in_flight:
+            # It was believed to be gone, or waits: what was under way is kept, and no more comes
+            # until it is let in.
+            self._waiting.setdefault(agent, arrival.offer)
+        elif arrival.window()[-1] >= arrival.named:
+            self._ask(agent, arrival)
+        arrival.asks = 0
+        arrival.next_ask.restart(self._now)
+
     def _go_on(self, agent: str, arrival: _Arrival) -> None:
         """Ask for what is missing; when nothing is, check, hand over and answer."""
         if not arrival.partial.complete:
@@ -236,6 +251,7 @@ class UploadReceiver:
             path = arrival.partial.check()
         except BlobCorrupt as error:
             arrival.corrupt += 1
+            arrival.attempt += 1
             _LOG.warning("from %s: %s", agent, error)
             if arrival.corrupt < _MAX_CORRUPT:
                 self._ask(agent, arrival)
@@ -249,8 +265,10 @@ class UploadReceiver:
         self._answer(agent, receipt)
 
     def _ask(self, agent: str, arrival: _Arrival) -> None:
-        need = Need(digest=arrival.offer.digest, ranges=arrival.partial.missing())
+        window = arrival.window()
+        need = Need(digest=arrival.offer.digest, ranges=to_ranges(window), attempt=arrival.attempt)
         if self._publish(self._topics.down(agent, "need"), encode(need)) is not None:
+            arrival.named = max(window, default=-1) + 1
             arrival.asks += 1
             arrival.next_ask.again(self._now)
 
@@ -270,6 +288,8 @@ class UploadReceiver:
             yield
         except (StorageError, OSError) as error:
             self.release(agent)
+            if (arrival := self._arrivals.get(agent)) is not None:
+                arrival.attempt += 1  # what could not be written must come again
             self._say_wait(agent, digest)
             if isinstance(error, OSError):
                 raise PathUnwritable(f"cannot write into {self._folder}: {error}") from error
@@ -296,9 +316,16 @@ class _Arrival:
         self.folder = folder
         self.offer = offer
         self.partial = Partial(folder, offer.digest, offer.size, max_bytes=max_bytes)
+        self.attempt = 1 + random.getrandbits(32)  # and so no earlier process's
+        self.named = 0
+        """All chunks below have been asked for."""
         self.next_ask = Backoff(*_STALL_S)
         self.asks = 0
         self.corrupt = 0
+
+    def window(self) -> list[int]:
+        """Give the chunks that may be under way: the first few that are missing."""
+        return list(islice(self.partial.absent(), WINDOW))
 
 
 def _most_under_way(offer: Offer) -> int:

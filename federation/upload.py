@@ -1,4 +1,9 @@
-"""An update's way up: offer -> need(ranges) -> chunks -> done | reject.
+"""An update's way up: offer -> need(ranges) -> chunks -> need(ranges) -> ... -> done | reject.
+
+The hub gives credit: it names the first `WINDOW` chunks that are not on its disk, and the next one
+with each that arrives. Since what is on the disk only grows, whatever was ever named and is not
+there is among these first few, whoever was cut off or restarted in between. So no cut, wherever it
+is, costs more. The broker's acknowledgements only keep an agent's own link from being filled up.
 
 Neither side has a thread or a timer: events and the time are handed in. Every message may be lost,
 doubled or late. Only the hub's receipt empties the agent's outbox.
@@ -23,12 +28,13 @@ Publish: TypeAlias = Callable[[str, bytes], int | None]
 """Sends at QoS 1; gives the message id, or None when nothing was sent."""
 
 WINDOW: Final = 4
-"""The most chunks under way, and so the most that a cut makes to be sent again."""
+"""The most chunks sent and not on the hub's disk, and so the most that a cut has sent again."""
 _FIRST_WINDOW: Final = 2
 # A window must be through well within half a keepalive, or pings are late and the link is cut.
 _QUICK_S, _SLOW_S = 2.0, 6.0
 _OFFER_S: Final = (1.0, 8.0)
 _STUCK_S: Final = 60.0
+_LATE: Final = 1000
 
 
 class Uploader:
@@ -69,8 +75,11 @@ class Uploader:
         self._active = False
         self._now = 0.0
         self._offer: Offer | None = None
-        self._todo: deque[int] = deque()
-        self._under_way: dict[int, tuple[int, float]] = {}  # message id -> chunk, sent when
+        self._attempt: int | None = None
+        self._sent: set[int] = set()  # in this attempt
+        self._todo: deque[int] = deque()  # named, and not sent
+        # What the broker has not acknowledged: message id -> chunk, sent when.
+        self._under_way: dict[int, tuple[int, float]] = {}
         self._again = False
         self._window = _FIRST_WINDOW
         self._throttle = throttle or Throttle()
@@ -100,17 +109,7 @@ class Uploader:
             if settled is not None:
                 self._on_settled(settled, message)
         elif self._offer is not None and self._offer.digest == message.digest:
-            if not message.ranges:
-                self._todo.clear()
-                self._next_offer.wait(self._now, message.wait_s)
-                return
-            size = self._offer.size
-            under_way = {index for index, _ in self._under_way.values()}
-            wanted = from_ranges(message.ranges, size, chunk_count(size))
-            # From a dict and not a list: ranges that overlap must not send a chunk twice.
-            self._todo = deque(index for index in dict.fromkeys(wanted) if index not in under_way)
-            self._next_offer.restart(self._now)
-            self._send_chunks()
+            self._heed(self._offer, message)
 
     def on_acked(self, mid: int) -> None:
         """The broker took a chunk: there is room for the next."""
@@ -143,6 +142,27 @@ class Uploader:
                 self._again = True
                 self._next_offer.again(now)
 
+    def _heed(self, offer: Offer, need: Need) -> None:
+        """Take up what the hub names, but for what is on its way."""
+        if not need.ranges:
+            self._todo.clear()
+            self._next_offer.wait(self._now, need.wait_s)
+            return
+        if self._attempt != need.attempt or not need.attempt:  # 0: an older hub does not count
+            # A number just below is an earlier attempt's: what it names may be on the hub's disk.
+            if self._attempt is not None and 0 < self._attempt - need.attempt < _LATE:
+                return
+            self._attempt = need.attempt
+            # What the broker has not acknowledged is not lost: it is on this very connection.
+            self._sent = {index for index, _ in self._under_way.values()}
+            self._todo.clear()
+        named = from_ranges(need.ranges, offer.size, chunk_count(offer.size))
+        # Added and not put in its place: this may be older than the one before.
+        wanted = dict.fromkeys((*self._todo, *named))
+        self._todo = deque(index for index in wanted if index not in self._sent)
+        self._next_offer.restart(self._now)
+        self._send_chunks()
+
     def _start_over(self) -> None:
         self._forget()
         self._window = _FIRST_WINDOW
@@ -150,6 +170,8 @@ class Uploader:
 
     def _forget(self) -> None:
         """Forget what was asked for; the hub must ask anew."""
+        self._attempt = None
+        self._sent.clear()
         self._todo.clear()
         self._under_way.clear()
         self._again = False
@@ -170,4 +192,5 @@ class Uploader:
                 return
             self._throttle.spend(len(data), self._now)
             self._todo.popleft()
+            self._sent.add(index)
             self._under_way[mid] = index, self._now

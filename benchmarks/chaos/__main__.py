@@ -84,6 +84,7 @@ def targets(rows: list[SeedRow], *, whole: bool) -> list[Target]:
             at_most(f"{broker}: things wrong", sum(len(row.wrong) for row in own), 0),
             at_most(f"{broker}: latest closing, s", max(row.late_s for row in own), 5),
             at_most(f"{broker}: chunks again per cut", max(row.cut_resent for row in own), 4),
+            at_most(f"{broker}: chunks again per end", max(row.lost_resent for row in own), 4),
         ]
         if fixed:
             passed = sum(row.link_bytes for row in fixed)

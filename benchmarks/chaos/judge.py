@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import tempfile
+from bisect import bisect
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -13,6 +16,7 @@ import msgspec
 from benchmarks.chaos import fixed
 from benchmarks.chaos.replay import replay
 from benchmarks.chaos.town import CODEC, Town
+from benchmarks.chaos.wire import Pass
 from federation.messages import Done
 from federation.outbox import Outbox
 from ffm_common.files import sha256_bytes
@@ -24,7 +28,10 @@ from learning import adapter, base
 
 
 class Upload(msgspec.Struct, frozen=True):
-    """One update's way up: its chunks, those sent again, and how often it was interrupted.
+    """One update's way up: how often it was interrupted, and chunks sent again.
+
+    A chunk that is sent again is put down to the last end before that: so what one event costs is
+    not shared out, though the broker's end is that of everybody's connections, too.
 
     Parameters
     ----------
@@ -33,12 +40,17 @@ class Upload(msgspec.Struct, frozen=True):
     beyond
         Ends of the hub, its connection or the broker: what the broker had taken and not handed on
         is gone with them.
+    cut_again, beyond_again
+        The most chunks sent again after one end: of the agent's connection alone, and of the other.
+    calm_again
+        Chunks sent again without any end.
     """
 
-    chunks: int
-    again: int
     cuts: int
     beyond: int
+    cut_again: int
+    beyond_again: int
+    calm_again: int
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,17 +177,32 @@ def _check_versions(
 
 
 def _uploads(town: Town, name: str) -> list[Upload]:
-    wire = town.wires[name]
-    ends = town.ends_beyond_agents()
-    found = []
-    for digest, passage in wire.passages.items():
-        counts = [count for (blob, _), count in wire.up.items() if blob == digest]
-        found.append(
-            Upload(
-                chunks=len(counts),
-                again=sum(counts) - len(counts),
-                cuts=len(passage.connections) - 1,
-                beyond=sum(passage.since <= end <= passage.until for end in ends),
-            )
-        )
-    return found
+    blobs: dict[str, list[list[Pass]]] = {}
+    for (digest, _), passes in town.wires[name].passes.items():
+        blobs.setdefault(digest, []).append(passes)
+    ends = sorted(town.ends_beyond_agents())
+    return [upload_of(chunks, ends) for chunks in blobs.values()]
+
+
+def upload_of(chunks: Sequence[Sequence[Pass]], ends: Sequence[float]) -> Upload:
+    """Judge an upload by the passes of each of its chunks; `ends` are those beyond, ascending."""
+    last: Counter[tuple[int, int]] = Counter()  # connection, ends beyond so far -> chunks again
+    beyond: set[tuple[int, int]] = set()
+    calm = 0
+    for passes in chunks:
+        after = [(one.connection, bisect(ends, one.at)) for one in passes]
+        for before, now in pairwise(after):
+            if before == now:
+                calm += 1
+                continue
+            last[now] += 1
+            if before[1] != now[1]:
+                beyond.add(now)
+    times = [one.at for passes in chunks for one in passes]
+    return Upload(
+        cuts=len({one.connection for passes in chunks for one in passes}) - 1,
+        beyond=bisect(ends, max(times)) - bisect(ends, min(times)),
+        cut_again=max((count for end, count in last.items() if end not in beyond), default=0),
+        beyond_again=max((last[end] for end in beyond), default=0),
+        calm_again=calm,
+    )

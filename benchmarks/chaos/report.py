@@ -29,13 +29,13 @@ _LINES: Final[list[tuple[str, Callable[[Sequence[SeedRow]], str]]]] = [
         lambda rows: f"{max(row.link_bytes / row.blob_bytes for row in rows):.3f}",
     ),
     ("uploads cut", lambda rows: f"{sum(row.cut_uploads for row in rows)}"),
-    ("chunks again per cut, at most", lambda rows: f"{max(row.cut_resent for row in rows):.1f}"),
+    ("chunks again per cut, at most", lambda rows: f"{max(row.cut_resent for row in rows)}"),
     (
         "uploads in which hub or broker ended",
         lambda rows: f"{sum(row.lost_uploads for row in rows)}",
     ),
-    ("chunks again per end, at most", lambda rows: f"{max(row.lost_resent for row in rows):.1f}"),
-    ("chunks again in all others", lambda rows: f"{sum(row.calm_resent for row in rows)}"),
+    ("chunks again per end, at most", lambda rows: f"{max(row.lost_resent for row in rows)}"),
+    ("chunks again without any end", lambda rows: f"{sum(row.calm_resent for row in rows)}"),
 ]
 
 

@@ -44,11 +44,12 @@ class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
     exits
         Exit statuses of processes that ended by themselves, and were started again.
     cut_uploads, cut_resent
-        Uploads whose agent's connection ended once or more, and the most chunks sent again per end.
+        Uploads whose agent's connection ended once or more, and nothing else, and the most chunks
+        of any upload sent again after one such end.
     lost_uploads, lost_resent
-        The same of uploads during which the hub, its connection or the broker has ended.
+        The same where the hub, its connection or the broker has ended.
     calm_resent
-        Chunks sent again in all other uploads together.
+        Chunks sent again where nothing had ended, of all uploads together.
     """
 
     broker: BrokerName
@@ -67,9 +68,9 @@ class SeedRow(msgspec.Struct, frozen=True, kw_only=True):
     blob_bytes: int
     link_bytes: int
     cut_uploads: int
-    cut_resent: float
+    cut_resent: int
     lost_uploads: int
-    lost_resent: float
+    lost_resent: int
     calm_resent: int
     wrong: list[str]
 
@@ -163,9 +164,6 @@ def _row(
     wrong += [f"version {version} has not closed in time" for version in closings.late_still()]
     if well_s >= PATIENCE_S:
         wrong.append(f"not well {PATIENCE_S:.0f} s after the last fault")
-    lost = [upload for upload in found.uploads if upload.beyond]
-    cut = [upload for upload in found.uploads if upload.cuts and not upload.beyond]
-    calm = [upload for upload in found.uploads if not upload.cuts and not upload.beyond]
     return SeedRow(
         broker=town.setting.broker,
         keeping=town.setting.keeping,
@@ -182,13 +180,11 @@ def _row(
         late_s=round(late_s, 1),
         blob_bytes=found.blob_bytes,
         link_bytes=found.link_bytes,
-        cut_uploads=len(cut),
-        cut_resent=max((upload.again / upload.cuts for upload in cut), default=0.0),
-        lost_uploads=len(lost),
-        lost_resent=max(
-            (upload.again / (upload.cuts + upload.beyond) for upload in lost), default=0.0
-        ),
-        calm_resent=sum(upload.again for upload in calm),
+        cut_uploads=sum(upload.cuts > 0 and not upload.beyond for upload in found.uploads),
+        cut_resent=max((upload.cut_again for upload in found.uploads), default=0),
+        lost_uploads=sum(upload.beyond > 0 for upload in found.uploads),
+        lost_resent=max((upload.beyond_again for upload in found.uploads), default=0),
+        calm_resent=sum(upload.calm_again for upload in found.uploads),
         wrong=wrong,
     )
 
@@ -199,7 +195,8 @@ def say(row: SeedRow) -> None:
         f"{row.broker} ({row.keeping}), seed {row.seed}: {sum(row.faults.values())} faults, "
         f"{row.versions} versions, {row.counted} updates, well after {row.well_s} s, "
         f"latest closing {row.late_s:+.1f} s, overhead {row.link_bytes / row.blob_bytes:.3f}, "
-        f"chunks again {row.cut_resent:.1f} a cut, {row.lost_resent:.1f} an end beyond, "
+        f"chunks again {row.cut_resent} a cut, {row.lost_resent} an end beyond, "
+        f"{row.calm_resent} without an end, "
         f"exits {row.exits}, "
         f"{'; '.join(row.wrong) or 'all holds'}",
         file=sys.stderr,

@@ -27,12 +27,11 @@ class Publish(msgspec.Struct, frozen=True):
     size: int
 
 
-class Passage(msgspec.Struct):
-    """How a blob passed up: from when to when (monotonic seconds), over which connections."""
+class Pass(msgspec.Struct, frozen=True):
+    """One passing of a chunk up: when (monotonic seconds), and over which connection."""
 
-    since: float
-    until: float
-    connections: set[int]
+    at: float
+    connection: int
 
 
 class Wire:
@@ -49,8 +48,8 @@ class Wire:
         How often each chunk has passed; sent by the agent, and to it.
     sizes
         Bytes of data in each chunk.
-    passages
-        Of each blob that was sent up, by digest.
+    passes
+        Of each chunk that was sent up, in their order.
     double, swap
         How many of the next QoS 1 PUBLISH packets are passed on twice, or after the one that
         follows them; whoever asks for a fault adds to them. Packets added are not in the counts.
@@ -61,7 +60,7 @@ class Wire:
         self.up: Counter[Chunk] = Counter()
         self.down: Counter[Chunk] = Counter()
         self.sizes: dict[Chunk, int] = {}
-        self.passages: dict[str, Passage] = {}
+        self.passes: dict[Chunk, list[Pass]] = {}
         self._connections = 0
         self.double = self.swap = 0
 
@@ -81,10 +80,7 @@ class Wire:
             (self.up if up else self.down)[chunk] += 1
             self.sizes[chunk] = publish.size - _CRC_BYTES
             if up:
-                now = time.monotonic()
-                passage = self.passages.setdefault(route.digest, Passage(now, now, set()))
-                passage.until = now
-                passage.connections.add(connection)
+                self.passes.setdefault(chunk, []).append(Pass(time.monotonic(), connection))
 
 
 class Packets:

@@ -94,6 +94,9 @@ def cells(*, quick: bool) -> list[Cell]:
         if arm.name in _CORNERS
         for task in TASKS
     ]
+    # What the targets are about comes first: a run that is cut short has that.
+    decisive = {arm.name for arm in ARMS if arm.seeds == _SEEDS}
+    ladder.sort(key=lambda cell: cell.arm not in decisive)
     return ladder + corners
 
 

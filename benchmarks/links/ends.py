@@ -8,7 +8,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -16,11 +16,11 @@ from benchmarks.links import tun
 from federation.blobs import BlobStore
 from federation.chunks import CHUNK
 from federation.download import Downloader, serve
-from federation.messages import Done, Get, Link, Need, Offer, Receipt, decode
+from federation.messages import Done, Get, HubState, Link, Need, Offer, Receipt, decode, encode
 from federation.outbox import Outbox
 from federation.receive import UploadReceiver
 from federation.session import Acked, Connected, Disconnected, Event, Received, Session
-from federation.topics import ChunkRoute, MessageRoute, Topics
+from federation.topics import ChunkRoute, HubRoute, MessageRoute, Topics
 from federation.upload import Uploader
 from ffm_common.files import sha256_bytes
 from hub.broker import Broker
@@ -32,6 +32,8 @@ AGENT: Final = "agent"
 _TICK_S: Final = 0.2
 _PATIENCE_S: Final = 1200.0
 _LIMIT: Final = 1 << 30
+_OPEN: Final = encode(HubState(status="open", boot=1))
+_LOST: Final = encode(HubState(status="lost", boot=1))
 
 
 def blob_of(size: int, seed: int) -> bytes:
@@ -53,7 +55,9 @@ class HubEnd:
     def __init__(self, folder: Path, host: str, port: int) -> None:
         self._store = BlobStore(folder / "versions")
         self._done: set[str] = set()
-        self._session = Session(host, port, "hub", subscriptions=TOPICS.for_hub())
+        self._session = Session(
+            host, port, "hub", subscriptions=TOPICS.for_hub(), will=(TOPICS.hub_state, _LOST)
+        )
         self._receiver = UploadReceiver(
             folder / "incoming",
             TOPICS,
@@ -73,6 +77,8 @@ class HubEnd:
         while event is not None:
             if isinstance(event, Received):
                 self._on_message(event.topic, event.payload)
+            elif isinstance(event, Connected):
+                self._session.publish(TOPICS.hub_state, _OPEN, retain=True)
             event = self._session.next(0)
         self._receiver.tick(time.monotonic())
 
@@ -115,12 +121,11 @@ class AgentEnd:
     ----------
     chunks
         Sent or received so far.
-    cuts
-        How often the connection broke.
     """
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
-        self.chunks = self.cuts = 0
+        self.chunks = 0
+        self._hub_there = True
         self._settled = self._complete = 0
         self._outbox = Outbox(folder / "outbox")
         self._session = Session(host, port, AGENT, subscriptions=TOPICS.for_agent(AGENT))
@@ -185,12 +190,9 @@ class AgentEnd:
     def _on_event(self, event: Event) -> None:
         match event:
             case Connected():
-                self._uploader.on_connected()
-                self._downloader.on_connected()
+                self._move_on()
             case Disconnected():
-                self.cuts += 1
-                self._uploader.hold()
-                self._downloader.hold()
+                self._hold()
             case Acked(mid=mid):
                 self._uploader.on_acked(mid)
             case Received(topic=topic, payload=payload):
@@ -202,15 +204,37 @@ class AgentEnd:
                     case ChunkRoute(digest=digest, index=index):
                         self.chunks += 1
                         self._downloader.on_chunk(digest, index, payload)
+                    case HubRoute(kind="state"):
+                        self._on_hub(there=payload != _LOST)
                     case _:
                         pass
 
+    def _on_hub(self, *, there: bool) -> None:
+        if there and not self._hub_there:
+            self._move_on()
+        elif not there:
+            self._hold()
+        self._hub_there = there
+
+    def _move_on(self) -> None:
+        self._uploader.on_connected()
+        self._downloader.on_connected()
+
+    def _hold(self) -> None:
+        self._uploader.hold()
+        self._downloader.hold()
+
 
 @contextlib.contextmanager
-def hub_side(folder: Path, host: str) -> Iterator[tuple[HubEnd, int]]:
-    """Start a mosquitto and the hub's end; give it and the broker's port."""
+def hub_side(
+    folder: Path, host: str, line: Callable[[int], int] | None = None
+) -> Iterator[tuple[HubEnd, int]]:
+    """Start a mosquitto and the hub's end; give it and the broker's port.
+
+    `line` gives the port of what stands between the two, if something does.
+    """
     with Broker(folder / "broker", kind="mosquitto", host=host) as broker:
-        hub = HubEnd(folder, host, broker.port)
+        hub = HubEnd(folder, host, line(broker.port) if line else broker.port)
         try:
             yield hub, broker.port
         finally:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from benchmarks.chaos import fixed
 from benchmarks.chaos.__main__ import targets
+from benchmarks.chaos.judge import Upload, upload_of
 from benchmarks.chaos.run import Pace, run_seed
 from benchmarks.chaos.town import Setting
-from benchmarks.chaos.wire import Wire, packet_size, read_publish
+from benchmarks.chaos.wire import Pass, Wire, packet_size, read_publish
 from federation.topics import Topics
 from ffm_common.files import sha256_bytes
 from hub.broker import find_mosquitto
@@ -65,7 +66,7 @@ def test_chunks_are_counted_by_blob_and_index() -> None:
         assert part
     assert wire.up == {(DIGEST, 0): 2, (DIGEST, 1): 1}
     assert wire.sizes == {(DIGEST, 0): 4, (DIGEST, 1): 4}
-    assert wire.passages[DIGEST].connections == {1}
+    assert [one.connection for one in wire.passes[DIGEST, 0]] == [1, 1]
     assert not wire.down
 
 
@@ -86,6 +87,15 @@ def test_a_packet_is_overtaken_when_asked_or_goes_on_alone() -> None:
     assert list(step.feed(chunk(3))) == []
     assert step.flush() == chunk(3)
     assert step.flush() == b""
+
+
+def test_what_one_end_costs_is_not_shared_out_among_all_that_ended_with_it() -> None:
+    ends = [10.0, 10.1]  # the broker's, and with it the hub's connection and the agent's
+    chunks = [[Pass(1.0 + at, 1), Pass(11.0 + at, 2)] for at in range(5)]
+    chunks += [[Pass(20.0, 2), Pass(22.0, 3)], [Pass(20.1, 2), Pass(22.1, 3)]]
+    chunks += [[Pass(23.0, 3), Pass(24.0, 3)], [Pass(25.0, 3)]]
+    found = upload_of(chunks, ends)
+    assert found == Upload(cuts=2, beyond=2, cut_again=2, beyond_again=5, calm_again=1)
 
 
 def test_an_update_depends_on_agent_version_and_content_alone() -> None:

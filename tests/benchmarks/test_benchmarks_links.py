@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.links.__main__ import _cut_uploads
+from benchmarks.links.__main__ import Side, _cut_uploads
 from benchmarks.links.tun import Line, Wire
 from hub.broker import find_mosquitto
 
@@ -69,9 +69,10 @@ def test_the_share_asked_for_is_lost(ends: Ends) -> None:
     assert 75 <= len(ends.send(150, size=100)) <= 135
 
 
-def test_an_upload_that_is_cut_sends_at_most_4_chunks_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["agent", "hub"])
+def test_an_upload_that_is_cut_sends_at_most_4_chunks_twice(tmp_path: Path, side: Side) -> None:
     if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed")
-    found = _cut_uploads(tmp_path / "cuts", 2)
+    found = _cut_uploads(tmp_path / "cuts", 2, side)
     assert found.cuts == 2
     assert found.most_twice <= 4

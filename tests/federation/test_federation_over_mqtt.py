@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import resource
-import select
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.relay import Relay
 from federation import link as link_module
 from federation import session as session_module
 from federation.blobs import BlobStore
@@ -24,15 +24,15 @@ from federation.messages import Done, Get, Gone, Link, Need, Offer, Receipt, dec
 from federation.outbox import Outbox
 from federation.receive import UploadReceiver
 from federation.session import Acked, Connected, Disconnected, Event, Received, Session
-from federation.topics import ChunkRoute, MessageRoute, Topics
+from federation.topics import ChunkRoute, HubRoute, MessageRoute, Topics
 from federation.upload import WINDOW, Uploader
 from ffm_common.errors import MessageInvalid
 from ffm_common.files import sha256_bytes
 from hub.broker import Broker, Kind, find_mosquitto
+from tests.brokers import HOST, wait_for
 
 TOPICS = Topics("test")
 LIMIT = 1 << 22
-HOST = "127.0.0.1"
 
 
 @pytest.fixture(params=["mosquitto", "amqtt"])
@@ -52,59 +52,9 @@ def sessions() -> Iterator[list[Session]]:
         session.close()
 
 
-class Proxy:
-    """A link between a client and the broker that can be cut, now or after so many bytes up."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._server = socket.create_server((HOST, 0))
-        self.port: int = self._server.getsockname()[1]
-        self.budget: int | None = None
-        self.cuts = 0
-        self._cut = threading.Event()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def cut(self) -> None:
-        self._cut.set()
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join()
-        self._server.close()
-
-    def _run(self) -> None:
-        while not self._end.is_set():
-            if not select.select([self._server], [], [], 0.05)[0]:
-                continue
-            client, _ = self._server.accept()
-            with (
-                client,
-                contextlib.suppress(OSError),
-                socket.create_connection((HOST, self._target)) as server,
-            ):
-                self._cut.clear()
-                self._forward(client, server)
-
-    def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        while not self._end.is_set() and not self._cut.is_set():
-            for source in select.select([client, server], [], [], 0.05)[0]:
-                data = source.recv(16_384)
-                if not data:
-                    return
-                (server if source is client else client).sendall(data)
-                if source is client and self.budget is not None:
-                    self.budget -= len(data)
-                    if self.budget < 0:
-                        self.budget = None
-                        self.cuts += 1
-                        return
-
-
 @pytest.fixture
-def proxy(broker: Broker) -> Iterator[Proxy]:
-    found = Proxy(broker.port)
+def relay(broker: Broker) -> Iterator[Relay]:
+    found = Relay(broker.port)
     yield found
     found.close()
 
@@ -121,17 +71,8 @@ def _open(
     return session
 
 
-def _wait(session: Session, wanted: Callable[[Event], bool], seconds: float = 15.0) -> list[Event]:
-    """Read events up to the one that is wanted."""
-    until = time.monotonic() + seconds
-    events: list[Event] = []
-    while time.monotonic() < until:
-        event = session.next(0.1)
-        if event is not None:
-            events.append(event)
-            if wanted(event):
-                return events
-    pytest.fail(f"not within {seconds} s; heard {events!r:.500}")
+def _any(_event: Event) -> bool:
+    return True
 
 
 def _connected(event: Event) -> bool:
@@ -149,74 +90,74 @@ def _heard(payload: bytes) -> Callable[[Event], bool]:
 def test_a_message_goes_round_and_is_acknowledged(broker: Broker, sessions: list[Session]) -> None:
     hub = _open(sessions, broker.port, "hub", TOPICS.for_hub())
     agent = _open(sessions, broker.port, "agent", TOPICS.for_agent("a"))
-    assert _wait(hub, _connected) == [Connected()]
-    _wait(agent, _connected)
+    assert wait_for(hub, _any) == Connected()
+    wait_for(agent, _connected)
     mid = agent.publish(TOPICS.up("a", "offer"), b"hello")
     assert mid is not None
-    assert _wait(agent, lambda event: isinstance(event, Acked))[-1] == Acked(mid)
-    assert _wait(hub, _heard(b"hello"))[-1] == Received(TOPICS.up("a", "offer"), b"hello", False)
+    assert wait_for(agent, lambda event: isinstance(event, Acked)) == Acked(mid)
+    assert wait_for(hub, _heard(b"hello")) == Received(TOPICS.up("a", "offer"), b"hello", False)
     assert (agent.sent_bytes, agent.received_bytes) == (5, 0)
     assert (hub.sent_bytes, hub.received_bytes) == (0, 5)
 
 
 def test_what_is_retained_comes_after_connected(broker: Broker, sessions: list[Session]) -> None:
     hub = _open(sessions, broker.port, "hub", [])
-    _wait(hub, _connected)
+    wait_for(hub, _connected)
     hub.publish(TOPICS.manifest, b"v1", retain=True)
-    _wait(hub, lambda event: isinstance(event, Acked))
+    wait_for(hub, lambda event: isinstance(event, Acked))
     agent = _open(sessions, broker.port, "agent", TOPICS.for_agent("a"))
-    assert _wait(agent, _heard(b"v1")) == [Connected(), Received(TOPICS.manifest, b"v1", True)]
+    heard = [wait_for(agent, _any) for _ in range(2)]
+    assert heard == [Connected(), Received(TOPICS.manifest, b"v1", True)]
 
 
 def test_a_cut_link_leaves_the_will_and_a_goodbye_does_not(
-    broker: Broker, proxy: Proxy, sessions: list[Session]
+    broker: Broker, relay: Relay, sessions: list[Session]
 ) -> None:
     hub = _open(sessions, broker.port, "hub", TOPICS.for_hub())
-    _wait(hub, _connected)
+    wait_for(hub, _connected)
     topic = TOPICS.agent_state("a")
     polite = Session(HOST, broker.port, "b", subscriptions=[], will=(TOPICS.agent_state("b"), b"X"))
-    _wait(polite, _connected)
+    wait_for(polite, _connected)
     polite.publish(TOPICS.agent_state("b"), b"left", retain=True)
     polite.close()
-    agent = _open(sessions, proxy.port, "agent", [], will=(topic, b"lost"))
-    _wait(agent, _connected)
-    proxy.cut()
-    events = _wait(hub, _heard(b"lost"))
-    assert _heard(b"left")(events[0])
-    assert not any(_heard(b"X")(event) for event in events)
-    _wait(agent, _down)
-    _wait(agent, _connected)
+    agent = _open(sessions, relay.port, "agent", [], will=(topic, b"lost"))
+    wait_for(agent, _connected)
+    relay.cut()
+    assert _heard(b"left")(wait_for(hub, _any))
+    assert _heard(b"lost")(wait_for(hub, _any))
+    wait_for(agent, _down)
+    wait_for(agent, _connected)
 
 
 def test_a_broker_that_comes_back_finds_the_session_and_nothing_old(
     broker: Broker, sessions: list[Session]
 ) -> None:
     agent = _open(sessions, broker.port, "agent", TOPICS.for_agent("a"))
-    _wait(agent, _connected)
+    wait_for(agent, _connected)
     assert agent.connected
     broker.stop()
-    _wait(agent, _down)
+    wait_for(agent, _down)
     assert not agent.connected
     assert agent.publish(TOPICS.down("a", "done"), b"old") is None
     again = Broker(broker.log.parent, kind=broker.kind, port=broker.port)
     with again:
-        events = _wait(agent, _connected)
-        assert events == [Connected()]  # said once, however many attempts it took
+        # It is said once, however many attempts it took.
+        assert wait_for(agent, _any) == Connected()
         agent.publish(TOPICS.down("a", "done"), b"new")
-        assert _heard(b"new")(_wait(agent, lambda event: isinstance(event, Received))[-1])
+        assert _heard(b"new")(wait_for(agent, lambda event: isinstance(event, Received)))
         agent.close()
         sessions.clear()
 
 
 def test_message_ids_are_not_used_again_after_a_reconnect(
-    broker: Broker, proxy: Proxy, sessions: list[Session]
+    broker: Broker, relay: Relay, sessions: list[Session]
 ) -> None:
-    agent = _open(sessions, proxy.port, "agent", [])
-    _wait(agent, _connected)
+    agent = _open(sessions, relay.port, "agent", [])
+    wait_for(agent, _connected)
     first = agent.publish("t", b"1")
-    proxy.cut()
-    _wait(agent, _down)
-    _wait(agent, _connected)
+    relay.cut()
+    wait_for(agent, _down)
+    wait_for(agent, _connected)
     second = agent.publish("t", b"2")
     assert None not in (first, second)
     assert first != second
@@ -231,15 +172,15 @@ def test_an_owner_that_falls_behind_loses_nothing(
     with Broker(tmp_path, kind="mosquitto") as broker:
         slow = _open(sessions, broker.port, "slow", ["t/#"])
         fast = _open(sessions, broker.port, "fast", [])
-        _wait(slow, _connected)
-        _wait(fast, _connected)
+        wait_for(slow, _connected)
+        wait_for(fast, _connected)
         for index in range(100):
             assert fast.publish(f"t/{index}", bytes(CHUNK)) is not None
         for _ in range(100):
-            _wait(fast, lambda event: isinstance(event, Acked))
+            wait_for(fast, lambda event: isinstance(event, Acked))
         time.sleep(0.3)
         assert slow.received_bytes <= 10 * CHUNK  # it stopped reading
-        seen = [_wait(slow, lambda event: isinstance(event, Received))[-1] for _ in range(100)]
+        seen = [wait_for(slow, lambda event: isinstance(event, Received)) for _ in range(100)]
     assert [event.topic for event in seen if isinstance(event, Received)] == [
         f"t/{index}" for index in range(100)
     ]
@@ -250,7 +191,7 @@ def test_publishing_is_refused_rather_than_piled_up(
 ) -> None:
     monkeypatch.setattr(link_module, "BUFFER_BYTES", 4 * CHUNK)
     agent = _open(sessions, broker.port, "agent", [])
-    _wait(agent, _connected)
+    wait_for(agent, _connected)
     mids = [agent.publish("t", bytes(CHUNK)) for _ in range(200)]
     assert mids[0] is not None
     assert None in mids
@@ -260,7 +201,7 @@ def test_publishing_is_refused_rather_than_piled_up(
 
 def test_publishing_from_many_threads_is_safe(broker: Broker, sessions: list[Session]) -> None:
     agent = _open(sessions, broker.port, "agent", ["t/#"])
-    _wait(agent, _connected)
+    wait_for(agent, _connected)
 
     def send(number: int) -> None:
         for index in range(25):
@@ -271,7 +212,7 @@ def test_publishing_from_many_threads_is_safe(broker: Broker, sessions: list[Ses
         thread.start()
     topics: set[str] = set()
     while len(topics) < 100:
-        event = _wait(agent, lambda event: isinstance(event, Received))[-1]
+        event = wait_for(agent, lambda event: isinstance(event, Received))
         assert isinstance(event, Received)
         topics.add(event.topic)
     for thread in threads:
@@ -287,7 +228,7 @@ def test_a_process_with_many_open_files_still_connects(
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
     taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
-        _wait(_open(sessions, broker.port, "agent", []), _connected)
+        wait_for(_open(sessions, broker.port, "agent", []), _connected)
         sessions.pop().close()
     finally:
         for handle in taken:
@@ -299,7 +240,7 @@ def test_a_session_without_a_broker_says_so_once_and_closes_at_once() -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
     session = Session(HOST, port, "agent", subscriptions=[])
-    event = _wait(session, _down)[-1]
+    event = wait_for(session, _down)
     assert isinstance(event, Disconnected)
     assert f"{HOST}:{port}" in event.reason
     assert session.next(2.0) is None
@@ -313,7 +254,7 @@ def test_a_thing_that_is_no_broker_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(session_module, "_HANDSHAKE_S", 0.3)
     with socket.create_server((HOST, 0)) as mute:
         session = Session(HOST, mute.getsockname()[1], "agent", subscriptions=[])
-        assert _wait(session, _down) == [Disconnected("the broker did not answer")]
+        assert wait_for(session, _down) == Disconnected("the broker did not answer")
         session.close()
 
 
@@ -326,7 +267,7 @@ def test_a_burst_of_rubbish_does_not_kill_the_session(
         client, _ = server.accept()
         with client:
             client.sendall(random.Random(1).randbytes(4096))
-            _wait(session, _down)
+            wait_for(session, _down)
         again, _ = server.accept()  # it comes back by itself
         again.close()
         session.close()
@@ -339,7 +280,14 @@ class Hub:
         self.store = BlobStore(folder / "versions")
         self.counted: dict[str, bytes] = {}
         self.chunks = 0
-        self._session = Session(HOST, port, "hub", subscriptions=TOPICS.for_hub(), keepalive=5)
+        self._session = Session(
+            HOST,
+            port,
+            "hub",
+            subscriptions=TOPICS.for_hub(),
+            will=(TOPICS.hub_state, b"lost"),
+            keepalive=5,
+        )
         self._receiver = UploadReceiver(
             folder / "arrivals",
             TOPICS,
@@ -370,6 +318,8 @@ class Hub:
         while not self._end.is_set():
             event = self._session.next(0.05)
             self._receiver.tick(time.monotonic())
+            if isinstance(event, Connected):
+                self._session.publish(TOPICS.hub_state, b"open", retain=True)
             if not isinstance(event, Received):
                 continue
             match TOPICS.parse(event.topic):
@@ -381,6 +331,8 @@ class Hub:
                 case ChunkRoute(agent, "up", digest, index):
                     self.chunks += 1
                     self._receiver.on_chunk(agent, digest, index, event.payload)
+                case HubRoute():
+                    pass  # its own
                 case _:
                     raise MessageInvalid(event.topic)
 
@@ -392,25 +344,31 @@ class Agent:
         self.outbox = Outbox(folder / "outbox")
         self.settled: list[Receipt] = []
         self.completed: list[str] = []
+        self.sent: Counter[str] = Counter()
         self.chunks = 0
         self.fetched: set[int] = set()
+        self._hub_there = True
         self.store = BlobStore(folder / "store")
         self.session = Session(
             HOST, port, "agent", subscriptions=TOPICS.for_agent("a"), keepalive=5
         )
-        publish = self.session.publish
         self.uploader = Uploader(
-            TOPICS, "a", self.outbox, publish, lambda _, receipt: self.settled.append(receipt)
+            TOPICS, "a", self.outbox, self._publish, lambda _, receipt: self.settled.append(receipt)
         )
         self.downloader = Downloader(
             TOPICS,
             "a",
             self.store,
-            publish,
+            self._publish,
             on_complete=self.completed.append,
             on_gone=lambda digest: pytest.fail(f"{digest} is gone"),
             max_bytes=LIMIT,
         )
+
+    @property
+    def again(self) -> int:
+        """How many chunks were sent that had been sent before."""
+        return sum(self.sent.values()) - len(self.sent)
 
     def close(self) -> None:
         self.session.close()
@@ -423,17 +381,29 @@ class Agent:
             event = self.session.next(0.05)
             match event:
                 case Connected():
-                    self.uploader.on_connected()
-                    self.downloader.on_connected()
+                    self._move_on()
                 case Disconnected():
-                    self.uploader.hold()
-                    self.downloader.hold()
+                    self._hold()
                 case Acked(mid):
                     self.uploader.on_acked(mid)
                 case Received(topic, payload, _):
                     self._on_message(topic, payload)
             self.uploader.tick(time.monotonic())
             self.downloader.tick(time.monotonic())
+
+    def _publish(self, topic: str, payload: bytes) -> int | None:
+        mid = self.session.publish(topic, payload)
+        if mid is not None and isinstance(TOPICS.parse(topic), ChunkRoute):
+            self.sent[topic] += 1
+        return mid
+
+    def _move_on(self) -> None:
+        self.uploader.on_connected()
+        self.downloader.on_connected()
+
+    def _hold(self) -> None:
+        self.uploader.hold()
+        self.downloader.hold()
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         match TOPICS.parse(topic):
@@ -443,6 +413,13 @@ class Agent:
                 self.uploader.on_message(decode(payload, Done))
             case MessageRoute(_, "gone"):
                 self.downloader.on_gone(decode(payload, Gone))
+            case HubRoute(kind="state"):
+                there = payload != b"lost"
+                if there and not self._hub_there:
+                    self._move_on()
+                elif not there:
+                    self._hold()
+                self._hub_there = there
             case ChunkRoute(_, "down", digest, index):
                 self.chunks += 1
                 self.fetched.add(index)
@@ -464,20 +441,34 @@ def _update(chunks: int) -> tuple[Offer, bytes]:
 
 
 def test_an_upload_cut_in_the_middle_sends_the_rest_only(
-    broker: Broker, proxy: Proxy, hub: Hub, tmp_path: Path
+    broker: Broker, relay: Relay, hub: Hub, tmp_path: Path
 ) -> None:
     offer, blob = _update(20)
-    proxy.budget = 10 * CHUNK
-    agent = Agent(tmp_path / "agent", proxy.port)
+    relay.cut_after(10 * CHUNK, up=True)
+    agent = Agent(tmp_path / "agent", relay.port)
     agent.outbox.add(offer, blob)
     agent.run(lambda: bool(agent.settled))
-    sent = agent.session.sent_bytes
     agent.close()
-    assert proxy.cuts == 1
+    assert len(relay.cuts) == 1
     assert hub.counted[offer.digest] == blob
-    # What was under way when the link was cut, at most a window, is lost or comes twice.
-    assert sent <= 25 * CHUNK
-    assert hub.chunks <= 24
+    assert agent.again <= WINDOW
+
+
+def test_what_the_broker_has_taken_for_a_hub_that_is_cut_off_is_at_most_4_chunks(
+    broker: Broker, relay: Relay, tmp_path: Path
+) -> None:
+    offer, blob = _update(20)
+    relay.limit(20 * CHUNK, 60.0)  # the agent's own line is much faster
+    hub = Hub(tmp_path / "hub", relay.port)
+    agent = Agent(tmp_path / "agent", broker.port)
+    agent.outbox.add(offer, blob)
+    agent.run(lambda: hub.chunks >= 5)
+    relay.cut()
+    agent.run(lambda: bool(agent.settled))
+    agent.close()
+    hub.close()
+    assert hub.counted[offer.digest] == blob
+    assert 0 < agent.again <= WINDOW
 
 
 def test_an_upload_survives_a_broker_that_dies(broker: Broker, hub: Hub, tmp_path: Path) -> None:
@@ -492,6 +483,7 @@ def test_an_upload_survives_a_broker_that_dies(broker: Broker, hub: Hub, tmp_pat
         agent.run(lambda: bool(agent.settled))
         agent.close()
     assert hub.counted[offer.digest] == blob
+    assert agent.again <= WINDOW
 
 
 def test_an_upload_survives_a_hub_that_is_replaced(
@@ -507,9 +499,7 @@ def test_an_upload_survives_a_hub_that_is_replaced(
     agent.close()
     second.close()
     assert second.counted[offer.digest] == blob
-    # Lost or twice: what the first had not taken in when it said goodbye, and what was under way
-    # when the second asked.
-    assert second.chunks <= 30 - 5 + 3 * WINDOW
+    assert agent.again <= WINDOW
 
 
 def test_a_download_of_1_mb_goes_on_after_a_restart(
@@ -530,14 +520,14 @@ def test_a_download_of_1_mb_goes_on_after_a_restart(
 
 
 def test_a_download_goes_on_after_the_link_is_cut(
-    broker: Broker, proxy: Proxy, hub: Hub, tmp_path: Path
+    broker: Broker, relay: Relay, hub: Hub, tmp_path: Path
 ) -> None:
     blob = random.Random(5).randbytes(1_000_000)
     digest = hub.store.put(blob)
-    agent = Agent(tmp_path / "agent", proxy.port)
+    agent = Agent(tmp_path / "agent", relay.port)
     agent.downloader.want([Link(blob=digest, size=len(blob))])
     agent.run(lambda: agent.chunks >= 6)
-    proxy.cut()
+    relay.cut()
     agent.run(lambda: agent.completed == [digest])
     agent.close()
     assert agent.chunks <= 17 + 8

@@ -1,0 +1,180 @@
+"""Versions on their way down, over a wire in memory."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from federation.blobs import BlobStore
+from federation.chunks import CHUNK
+from federation.download import Downloader, serve
+from federation.messages import Get, Link
+from ffm_common.errors import BlobOversize
+from tests.federation.world import BLOB, DIGEST, LIMIT, TOPICS, World
+
+
+def test_a_download_keeps_to_the_rate_of_the_profile(tmp_path: Path) -> None:
+    world = World(tmp_path, rate=CHUNK / 2)
+    blob = random.Random(9).randbytes(20 * CHUNK)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
+    world.run(lambda: world.completed == [digest])
+    world.close()
+    assert world.chunks == 20
+    assert 28.0 <= world.now <= 42.0  # a window of 8 is asked for at once, and paid for afterwards
+
+
+def test_a_broadcast_is_spread(tmp_path: Path) -> None:
+    begun = []
+    for seed in range(20):
+        world = World(tmp_path / str(seed))
+        downloader = Downloader(
+            TOPICS,
+            "a",
+            BlobStore(tmp_path / "spread"),
+            world.publisher("a"),
+            on_complete=world.completed.append,
+            on_gone=world.gone.append,
+            max_bytes=LIMIT,
+            rng=random.Random(seed),
+        )
+        downloader.on_connected()
+        downloader.want([Link(blob=DIGEST, size=len(BLOB))], spread_s=60.0)
+        now = 1000.0
+        while not world.wire:
+            downloader.tick(now)
+            now += 0.25
+        begun.append(now - 1000.0)
+        world.close()
+    assert max(begun) <= 61.0
+    assert len({int(at // 10) for at in begun}) >= 5
+
+
+def test_a_version_comes_down_with_no_chunk_sent_twice(world: World) -> None:
+    blob = random.Random(3).randbytes(1_000_000)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
+    world.run(lambda: world.completed == [digest])
+    assert (world.folder / "a-versions" / digest).read_bytes() == blob
+    assert world.chunks == 17
+
+
+def test_a_download_goes_on_after_a_restart(world: World) -> None:
+    blob = random.Random(3).randbytes(1_000_000)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
+    world.run_chunks(9)
+    world.start_agent("a")
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
+    world.run(lambda: world.completed == [digest])
+    assert world.chunks == 17
+
+
+def chain_of(world: World, count: int) -> list[Link]:
+    """Put blobs of two chunks each into the hub's store."""
+    blobs = [random.Random(seed).randbytes(CHUNK + 100 + seed) for seed in range(count)]
+    return [Link(blob=world.store.put(blob), size=len(blob)) for blob in blobs]
+
+
+def test_a_chain_comes_down_in_its_order_with_no_chunk_sent_twice(world: World) -> None:
+    chain = chain_of(world, 10)
+    seen: list[str | None] = []
+    world.downloaders["a"].want(chain)
+    while not world.completed:
+        seen.append(world.downloaders["a"].wanted)
+        world.run_chunks(1)
+    assert list(dict.fromkeys(seen)) == [link.blob for link in chain]
+    assert world.completed == [chain[-1].blob]
+    assert world.chunks == 20
+
+
+def test_of_a_chain_only_what_is_missing_is_fetched_after_a_restart_too(world: World) -> None:
+    chain = chain_of(world, 4)
+    world.downloaders["a"].want(chain[:2])
+    world.run(lambda: world.completed == [chain[1].blob])
+    assert world.chunks == 4
+    world.downloaders["a"].want(chain)
+    world.run_chunks(3)
+    world.start_agent("a")
+    world.downloaders["a"].want(chain)
+    world.run(lambda: world.completed == [chain[1].blob, chain[3].blob])
+    assert world.chunks == 8
+
+
+def test_a_chain_whose_middle_the_hub_has_not_got_is_given_up(world: World) -> None:
+    chain = chain_of(world, 3)
+    world.store.remove(chain[1].blob)
+    world.downloaders["a"].want(chain)
+    world.run(lambda: world.gone == [chain[1].blob])
+    assert world.downloaders["a"].wanted is None
+    assert world.completed == []
+
+
+def test_a_chain_too_large_in_all_is_refused(world: World) -> None:
+    half = Link(blob=DIGEST, size=LIMIT // 2 + 1)
+    with pytest.raises(BlobOversize):
+        world.downloaders["a"].want([half, half])
+
+
+def test_a_version_that_is_here_is_not_fetched(world: World) -> None:
+    BlobStore(world.folder / "a-versions").put(BLOB)
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
+    assert world.completed == [DIGEST]
+    assert world.wire == []
+
+
+def test_a_newer_version_replaces_the_one_on_its_way(world: World) -> None:
+    world.store.put(BLOB)
+    other = world.store.put(BLOB[1:])
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
+    world.run_chunks(2)
+    world.downloaders["a"].want([Link(blob=other, size=len(BLOB) - 1)])
+    world.run(lambda: world.completed == [other])
+    assert list((world.folder / "a-versions" / "incoming").iterdir()) == []
+
+
+def test_a_version_that_the_hub_does_not_have_ends_the_download(world: World) -> None:
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
+    world.run(lambda: world.gone == [DIGEST])
+    assert world.downloaders["a"].wanted is None
+
+
+def test_a_version_broken_at_the_hub_is_given_up(world: World) -> None:
+    world.store.put(BLOB)
+    world.store.path(DIGEST).write_bytes(bytes(len(BLOB)))
+    world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
+    world.run(lambda: world.gone == [DIGEST])
+    assert world.chunks == 3 * 6
+    assert world.completed == []
+
+
+def test_an_oversize_version_is_refused_before_anything_is_allocated(world: World) -> None:
+    with pytest.raises(BlobOversize):
+        world.downloaders["a"].want([Link(blob=DIGEST, size=LIMIT + 1)])
+    assert world.downloaders["a"].wanted is None
+    assert list((world.folder / "a-versions" / "incoming").iterdir()) == []
+
+
+def test_one_get_is_answered_with_at_most_16_chunks(world: World) -> None:
+    blob = bytes(20 * CHUNK)
+    get = Get(digest=world.store.put(blob), ranges=((0, 10**9), (0, 10**9)))
+    assert serve(TOPICS, "a", get, world.store, world.publisher(None)) == 16
+    assert len(world.wire) == 16
+
+
+def test_a_slow_link_is_not_flooded_with_the_same_chunks(world: World) -> None:
+    """60 KiB take 8 s, as over a link of 60 kbit/s."""
+    blob = random.Random(3).randbytes(20 * CHUNK)
+    digest = world.store.put(blob)
+    world.downloaders["a"].want([Link(blob=digest, size=len(blob))])
+    for second in range(1, 2000):
+        world.tick(1.0)
+        for position in reversed(range(len(world.wire))):
+            if world.wire[position][0].endswith("/get"):
+                world.deliver(position)
+        if second % 8 == 0 and world.wire:
+            world.deliver()
+    assert world.completed == [digest]
+    assert world.chunks <= 30
