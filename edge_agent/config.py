@@ -13,11 +13,19 @@ from ffm_common.config import Config, Name
 
 
 class DataSource(Config, frozen=True, kw_only=True):
-    """The private data: a CSV, TSV, JSONL or Parquet file; columns are guessed if not named."""
+    """The private data: a CSV, TSV, JSONL or Parquet file; columns are guessed if not named.
+
+    Parameters
+    ----------
+    held_out
+        How much of it is never trained on: with it the device measures each version, and says the
+        loss and the accuracy to the hub. 0: nothing is held out, and nothing said.
+    """
 
     path: str
     text: str | None = None
     label: str | None = None
+    held_out: Annotated[float, msgspec.Meta(ge=0.0, le=0.5)] = 0.1
 
 
 class MeterSource(Config, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from edge_agent.care import Care
 from edge_agent.config import Located
 from edge_agent.journal import Journal
 from edge_agent.residuals import Residuals
+from edge_agent.staleness import welcome
 from edge_agent.training import Trained, Training
 from federation import messages
 from federation.blobs import BlobStore
@@ -33,6 +34,7 @@ from federation.messages import (
     Offer,
     Receipt,
     Reject,
+    Vote,
 )
 from federation.outbox import Outbox
 from federation.pace import Throttle
@@ -146,6 +148,7 @@ class Supervisor:
             throttle=Throttle(self._profile.uplink_kbit_s * _BYTES_PER_KBIT),
         )
         self._manifest: Manifest | None = None
+        self._vote: Vote | None = None
         self._hub_there = True
         self._silent = self._pausing = self._limited = False
         self._budget = Budget()
@@ -249,7 +252,7 @@ class Supervisor:
             self._give_up(BrokerLimit(f"the broker takes {limit} bytes a packet").line())
             self._hold()
         elif self._limited:
-            self._set("uploading" if self._uploader.busy else "idle", detail="")
+            self._rest(detail="")
         self._limited = limited
 
     def _move_on(self) -> None:
@@ -257,6 +260,7 @@ class Supervisor:
             return
         self._uploader.on_connected()
         self._downloader.on_connected()
+        self._say_vote()
 
     def _hold(self) -> None:
         self._uploader.hold()
@@ -270,19 +274,21 @@ class Supervisor:
             return
         if manifest.federation != self._config.federation:
             raise MessageInvalid(f"manifest of federation {manifest.federation!r}")
-        if self._training.running:
-            log.info("version %d is out, dropping the work on an older one", manifest.version)
-            self._training.close()
         self._manifest = manifest
+        begun = self._training.begun
+        if self._training.running and begun is not None:
+            if welcome(begun, manifest):
+                log.info("version %d is out, going on with %d", manifest.version, begun.version)
+            else:
+                log.info("version %d is out, dropping the work on an older one", manifest.version)
+                self._training.close()
         self._budget.renew()
         if manifest.base != self._base.base_digest:
             self._give_up("the federation uses another base model [model-digest]")
             return
-        chain = {link.blob for link in manifest.chain}
-        for digest in list(self._store.digests()):
-            if digest not in chain:
-                self._store.remove(digest)
-        self._set("downloading", detail="")
+        self._sweep(manifest)
+        if not self._training.running:
+            self._set("downloading", detail="")
         try:
             self._downloader.want(manifest.chain, spread_s=spread_s)
         except BlobOversize as error:
@@ -290,20 +296,43 @@ class Supervisor:
 
     def _on_version(self, digest: str) -> None:
         if self._manifest is not None and self._manifest.blob == digest:
-            log.info("holding version %d", self._manifest.version)
-            self._set("idle", version=self._manifest.version, detail="")
+            version = self._manifest.version
+            log.info("holding version %d", version)
+            mine = self._chosen(self._manifest)
+            self._rest(version=version, detail="" if mine else "others are to train this version")
 
     def _on_gone(self, digest: str) -> None:
         log.warning("the hub does not have blob %s (any more)", digest[:12])
-        self._set("idle", detail="waiting for a version that the hub has")
+        self._rest(detail="waiting for a version that the hub has")
+
+    def _sweep(self, manifest: Manifest) -> None:
+        """Delete the containers that neither a version nor the work on an older one needs."""
+        begun = self._training.begun
+        wanted = {link.blob for link in manifest.chain}
+        if begun is not None and welcome(begun, manifest):
+            wanted |= {link.blob for link in begun.chain}
+        for digest in list(self._store.digests()):
+            if digest not in wanted:
+                self._store.remove(digest)
 
     def _on_receipt(self, offer: Offer, receipt: Receipt) -> None:
+        if self._vote is not None and self._vote.version == offer.version:
+            self._vote = None
         if isinstance(receipt, Reject):
             log.warning("update for version %d refused: %s", offer.version, receipt.why)
-            self._set("idle", detail=f"update refused: {receipt.why} [{receipt.code}]")
+            self._rest(detail=f"update refused: {receipt.why} [{receipt.code}]")
         else:
             log.info("update for version %d counted", offer.version)
-            self._set("idle")
+            self._rest()
+
+    def _say_vote(self) -> None:
+        """Publish what a version is worth here; it is said again until its update is answered.
+
+        Nobody waits for a vote, and so nobody answers one.
+        """
+        if self._vote is not None and not (self._silent or self._limited):
+            topic = self._topics.up(self._config.id, "vote")
+            self._session.publish(topic, messages.encode(self._vote))
 
     # -- training -------------------------------------------------------------------------------
 
@@ -327,24 +356,33 @@ class Supervisor:
         elif self._pausing:
             self._pausing = False
             log.info("going on")
-            self._set("uploading" if self._uploader.busy else "idle", detail="")
+            self._rest(detail="")
+
+    def _chosen(self, manifest: Manifest) -> bool:
+        return manifest.chosen is None or self._config.id in manifest.chosen
 
     def _trainable(self, now: float) -> Manifest | None:
-        """Give the manifest to train from now, if there is one."""
-        manifest = self._manifest
+        """Give the manifest to train from now, if there is one: what was begun comes first."""
+        current, begun = self._manifest, self._training.begun
         if (
-            manifest is not None
-            and manifest.open
-            and manifest.base == self._base.base_digest
-            and not self._training.running
-            and not self._care.pauses
-            and not self._limited
-            and all(self._store.has(link.blob) for link in manifest.chain)
-            and self._journal.entry.trained != manifest.blob
-            and now >= self._budget.due
+            current is None
+            or not current.open
+            or current.base != self._base.base_digest
+            or self._training.running
+            or self._care.pauses
+            or self._limited
+            or now < self._budget.due
         ):
-            return manifest
-        return None
+            return None
+        if begun is not None and welcome(begun, current) and self._ready(begun):
+            return begun
+        return current if self._chosen(current) and self._ready(current) else None
+
+    def _ready(self, manifest: Manifest) -> bool:
+        """Tell whether a version is here and its update is not yet made."""
+        return self._journal.entry.trained != manifest.blob and all(
+            self._store.has(link.blob) for link in manifest.chain
+        )
 
     def _begin_training(self, now: float) -> None:
         manifest = self._trainable(now)
@@ -352,7 +390,7 @@ class Supervisor:
             return
         self._set(
             "training",
-            version=manifest.version,
+            version=max(manifest.version, self._state.version),  # an older one may be finished
             step=0,
             steps=manifest.task.training.local_steps,
             detail="",
@@ -367,7 +405,7 @@ class Supervisor:
             self._fail(manifest, error, now)
 
     def _tend_training(self, now: float) -> None:
-        manifest = self._manifest
+        manifest = self._training.begun
         if not self._training.running or manifest is None:
             return
         spent = self._training.seconds()
@@ -379,10 +417,17 @@ class Supervisor:
         finally:
             if not self._training.running:  # what failed has cost energy, too
                 self._care.count_work(spent)
+        vote = self._training.vote() if trained is None else trained.vote
+        if vote is not None:  # with the update it is said again: a link may have been cut
+            self._vote = vote
+            self._say_vote()
         if trained is not None:
             self._keep(manifest, trained, now)
         elif self._state.status == "training":
-            self._show_progress()
+            if self._training.running:
+                self._show_progress()
+            else:  # it has obeyed a pause that is already over
+                self._rest()
 
     def _show_progress(self) -> None:
         plan, worker = self._training.plan, self._training.worker
@@ -413,7 +458,7 @@ class Supervisor:
             self._fail(manifest, error, now)
             return
         self._residuals.keep_only(manifest.blob)
-        self._training.forget()
+        self._forget()
         self._set(
             "paused" if self._care.pauses else "uploading",
             step=len(trained.result.losses),
@@ -423,12 +468,23 @@ class Supervisor:
         )
 
     def _fail(self, manifest: Manifest, error: FfmError, now: float) -> None:
-        """Say what went wrong, and try again: soon at first, then after long pauses."""
+        """Say what went wrong, and try again: soon at first, then after long pauses.
+
+        An older version is not tried again where there is a newer one.
+        """
+        if self._manifest is not None and self._manifest.blob != manifest.blob:
+            self._forget()
         delay = self._budget.failed(now, got=self._state.step)
         self._give_up(
             f"training from version {manifest.version} failed, again in {delay:.0f} s: "
             f"{error.message} [{error.code}] -- {error.how_to_resolve}"
         )
+
+    def _forget(self) -> None:
+        """Let go of the work on a version, and of what only that needs."""
+        self._training.forget()
+        if self._manifest is not None:
+            self._sweep(self._manifest)
 
     def _give_up(self, why: str) -> None:
         """Tell the person at the log and those at the broker what does not go on."""
@@ -436,6 +492,17 @@ class Supervisor:
         self._set("failed", detail=why)
 
     # -- state ----------------------------------------------------------------------------------
+
+    def _rest(self, **changes: object) -> None:
+        """Show what goes on beside what has just ended."""
+        status: AgentStatus = "idle"
+        if self._training.running:
+            status = "training"
+        elif self._uploader.busy:
+            status = "uploading"
+        elif self._downloader.wanted:
+            status = "downloading"
+        self._set(status, **changes)
 
     def _set(self, status: AgentStatus, **changes: object) -> None:
         before = self._state

@@ -11,9 +11,10 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.config import Located
-from edge_agent.worker import RESIDUAL, UPDATE, TrainJob, TrainResult
-from federation.messages import Manifest, Offer
-from ffm_common.errors import FfmError
+from edge_agent.worker import MEASURED, RESIDUAL, UPDATE, Measured, TrainJob, TrainResult
+from federation import messages
+from federation.messages import Manifest, Offer, Vote
+from ffm_common.errors import FfmError, MessageInvalid
 from ffm_common.files import make_folder, sha256_bytes, write_atomic
 from ffm_common.seeds import derive
 from learning import planning
@@ -30,8 +31,9 @@ log = logging.getLogger("ffm.agent")
 WORKER = "edge_agent.worker"
 """The module that makes an update; benchmarks.chaos puts one without training in its place."""
 
-_STARTED_FROM = "version"
+_BEGUN = "manifest"
 _PAUSE_S = 20.0
+_WORST_LOSS = 1e6  # that a vote can say
 # Of the disk space that the profile gives, the data may take this part, tokenized.
 _TOKENS_SHARE = 8
 
@@ -47,12 +49,15 @@ class Trained(msgspec.Struct, frozen=True):
         How it was made.
     residual
         File with what the codec left out of it, for the next; None for codecs that need none.
+    vote
+        What the version was worth before; None where nothing is held out.
     """
 
     offer: Offer
     blob: bytes
     result: TrainResult
     residual: Path | None
+    vote: Vote | None
 
 
 class Training:
@@ -70,6 +75,11 @@ class Training:
         Folder for the worker's files; a checkpoint in it outlives this process.
     calibration
         File with what was measured on this machine.
+
+    Attributes
+    ----------
+    begun
+        The manifest that the work in the folder belongs to, also after a pause or a restart.
     """
 
     def __init__(
@@ -80,12 +90,13 @@ class Training:
         self._profile = profile
         self._work = work
         self._calibrations = Calibrations(calibration)
-        self._manifest: Manifest | None = None
+        self.begun = self._read_begun()
         self._chain: Sequence[Path] = ()
         self._residual = Path()
         self._probe: planning.Probe | None = None
         self._worker: Worker[TrainResult] | None = None
         self._ending_at: float | None = None
+        self._voted = False
         self._started = 0.0
         self.plan: Plan | None = None
 
@@ -125,13 +136,14 @@ class Training:
         WorkerFailed, PathUnwritable
             A process cannot be started.
         """
-        self._manifest, self._chain, self._residual = manifest, chain, residual
-        self._ending_at = None
+        self._chain, self._residual = chain, residual
+        self._ending_at, self._voted = None, False
         self._started = time.monotonic()
         if not self.resumes(manifest):
-            shutil.rmtree(self._work, ignore_errors=True)
-        make_folder(self._work)
-        write_atomic(self._work / _STARTED_FROM, manifest.blob.encode())
+            self.forget()
+            make_folder(self._work)
+            write_atomic(self._work / _BEGUN, messages.encode(manifest))
+            self.begun = manifest
         limits = Limits.of(self._profile)
         asked = planning.demand(
             self._where.base,
@@ -156,8 +168,22 @@ class Training:
 
     def resumes(self, manifest: Manifest) -> bool:
         """Tell whether the work folder holds the beginnings of this version's training."""
-        marker = self._work / _STARTED_FROM
-        return marker.exists() and marker.read_text() == manifest.blob
+        begun = self.begun
+        return begun is not None and (begun.version, begun.blob) == (
+            manifest.version,
+            manifest.blob,
+        )
+
+    def vote(self) -> Vote | None:
+        """Give what the version is worth here, once, as soon as the worker has measured it."""
+        if self._worker is None or self.begun is None or self._voted:
+            return None
+        try:
+            measured = msgspec.json.decode((self._work / MEASURED).read_bytes(), type=Measured)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return None  # not yet there, or of a disk that lies: then the worker measures again
+        self._voted = True
+        return _vote(self.begun, measured)
 
     def tend(self) -> Trained | None:
         """Look after the processes; give the update once it is there.
@@ -169,12 +195,12 @@ class Training:
         """
         if self._ending_at is not None and time.monotonic() > self._ending_at:
             self.close()  # it did not obey in time: the steps since its last checkpoint are lost
-        if self._manifest is None:
+        if self.begun is None:
             return None
         if self._probe is not None and self._probe.poll():
-            self._keep_measurements(self._manifest)
+            self._keep_measurements(self.begun)
         elif self._worker is not None and self._worker.poll():
-            return self._finish(self._manifest)
+            return self._finish(self.begun)
         return None
 
     def pause(self) -> None:
@@ -195,8 +221,15 @@ class Training:
         self._ending_at = None
 
     def forget(self) -> None:
-        """Delete the work folder: the update is safe in the outbox."""
+        """Delete the work folder: the update is safe in the outbox, or no longer wanted."""
         shutil.rmtree(self._work, ignore_errors=True)
+        self.begun = None
+
+    def _read_begun(self) -> Manifest | None:
+        try:
+            return messages.decode((self._work / _BEGUN).read_bytes(), Manifest)
+        except (OSError, MessageInvalid):
+            return None
 
     def _keep_measurements(self, manifest: Manifest) -> None:
         probe, self._probe = self._probe, None
@@ -244,6 +277,7 @@ class Training:
             cache=str(cache),
             tokens=str(self._work.with_name("tokens")),
             tokens_mb=self._profile.disk_mb // _TOKENS_SHARE,
+            held_out=config.data.held_out,
         )
         self._worker = Worker(WORKER, job, TrainResult, folder=self._work, limits=limits)
 
@@ -267,4 +301,15 @@ class Training:
             seconds=result.seconds,
         )
         residual = self._work / RESIDUAL if loses(manifest.codec) else None
-        return Trained(offer, blob, result, residual)
+        measured = result.measured
+        vote = None if measured is None else _vote(manifest, measured)
+        return Trained(offer, blob, result, residual, vote)
+
+
+def _vote(manifest: Manifest, measured: Measured) -> Vote:
+    return Vote(
+        version=manifest.version,
+        loss=min(max(measured.loss, 0.0), _WORST_LOSS),
+        accuracy=measured.accuracy,
+        examples=measured.examples,
+    )

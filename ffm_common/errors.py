@@ -50,6 +50,7 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   ├── PathUnwritable           path-unwritable
     │   ├── FolderBusy               folder-busy
     │   ├── VersionLost              version-lost
+    │   ├── VersionUnknown           version-unknown
     │   └── LedgerBroken             ledger-broken
     ├── ExtraMissing                 extra-missing
     └── FleetError
@@ -375,6 +376,14 @@ class VersionLost(StorageError):
 
     code = "version-lost"
     remedy = "restore the state folder from a backup, or move it away to start anew"
+
+
+class VersionUnknown(StorageError):
+    """The hub has no version of that number, or does not keep what was asked of it."""
+
+    code = "version-unknown"
+    remedy = "`ffm hub versions` shows which there are"
+    exit_status = 2
 
 
 class LedgerBroken(StorageError):

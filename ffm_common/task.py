@@ -8,19 +8,20 @@ import msgspec
 
 from ffm_common.config import Config
 
-AdapterKind = Literal["lora", "prompt"]
-TaskKind = Literal["classification", "causal-lm", "masked-lm"]
+AdapterKind = Literal["lora", "prompt", "full"]
+TaskKind = Literal["classification", "causal-lm", "masked-lm", "image-classification"]
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 class Adapter(Config, frozen=True, kw_only=True):
-    """What is trained on top of the frozen base.
+    """What is trained: something on top of the frozen base, or a difference to all of it.
 
     Parameters
     ----------
     kind
         ``lora``: low-rank factors in the linear layers (Hu et al. 2021); ``prompt``: a soft prompt
-        (Lester et al. 2021). A classifier head is trained with either.
+        (Lester et al. 2021); ``full``: every weight, as its difference to the base's. A classifier
+        head is trained with any.
     rank, alpha
         LoRA: rank of the factors; their product is scaled by ``alpha / rank``.
     min_rank
@@ -29,8 +30,9 @@ class Adapter(Config, frozen=True, kw_only=True):
     targets
         LoRA: last parts of the names of the linear layers that get factors.
     top_layers
-        LoRA: how many layers, counted from the top, get factors; 0 is all. What lies below stays as
-        it is, so a device may compute it once per example and keep it.
+        LoRA: how many layers, counted from the top, get factors; 0 is all. ``full``: how many are
+        trained, with all above them; 0 is everything, the table of words included. What lies below
+        stays as it is, so a device may compute it once per example and keep it.
     prompt_tokens
         Soft prompt: how many virtual tokens.
     """
@@ -100,7 +102,8 @@ class Task(Config, frozen=True, kw_only=True):
     ----------
     kind
         ``classification``: a label for each text; ``causal-lm``: the next token of every text;
-        ``masked-lm``: tokens hidden in every text (an encoder's language model).
+        ``masked-lm``: tokens hidden in every text (an encoder's language model);
+        ``image-classification``: a label for each picture.
     labels
         Of a classification; what each output means. None for a language model.
     """
@@ -113,17 +116,26 @@ class Task(Config, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse labels that do not go with the kind, and a prompt that would leave its layers."""
-        if self.kind == "classification" and len(self.labels) < 2:  # noqa: PLR2004
+        if self.classifies and len(self.labels) < 2:  # noqa: PLR2004
             raise ValueError("labels: a classification needs at least two")
-        if self.kind != "classification" and self.labels:
+        if not self.classifies and self.labels:
             raise ValueError("labels: a language model has none")
         if self.kind == "masked-lm" and self.adapter.kind == "prompt":
-            raise ValueError("adapter.kind: masked-lm is trained with lora alone")
+            raise ValueError("adapter.kind: masked-lm is trained with lora or full")
+        if self.kind == "image-classification" and self.adapter.kind == "prompt":
+            raise ValueError("adapter.kind: image-classification is trained with lora or full")
         if self.adapter.kind == "prompt" and self.adapter.top_layers:
             raise ValueError("adapter.top_layers: a soft prompt enters below all layers")
 
     @property
+    def classifies(self) -> bool:
+        """Whether an example has one label, and not a target at every token."""
+        return self.kind in {"classification", "image-classification"}
+
+    @property
     def starts_random(self) -> bool:
         """Whether a fresh adapter is nothing but random numbers and zeros."""
-        # A prompt starts from words, and the head of a masked language model as the identity.
-        return self.adapter.kind == "lora" and self.kind != "masked-lm"
+        # A prompt starts from words, and the head of a masked language model as the identity; a
+        # difference to where a model starts is zero.
+        lora = self.adapter.kind == "lora" and self.kind != "masked-lm"
+        return lora or self.adapter.kind == "full"

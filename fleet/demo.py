@@ -44,7 +44,6 @@ _PROFILES = {
 }
 _PER_AREA = 300
 _TEST, _PUBLIC, _PUBLIC_PER_LABEL = 400, 100, 10
-_PUBLIC_STEPS = 8
 _DEADLINE_S = 240.0
 # One unbiased bit is enough where four or more errors average out; fewer devices send more bits.
 _MANY, _CODEC_OF_MANY, _CODEC_OF_FEW = 4, "eden1", "eden3"
@@ -126,7 +125,7 @@ def run(options: Options) -> Report:
             training=training,
             versions=options.versions,
             deadline_s=_DEADLINE_S,
-            public_steps=_PUBLIC_STEPS,
+            policy="adaptive",
             codec=_codec(options.agents),
             seed=options.seed,
         )

@@ -131,7 +131,7 @@ class Layout:
         training: Training,
         versions: int,
         deadline_s: float,
-        public_steps: int,
+        policy: str,
         codec: str,
         seed: int,
     ) -> None:
@@ -154,7 +154,7 @@ class Layout:
             "public": {
                 "train": self.public.name,
                 "evaluation": self.test.name,
-                "steps": public_steps,
+                "policy": policy,
                 **columns,
             },
         }

@@ -1,4 +1,4 @@
-"""The hub: versions, ledger, aggregation, public-data refresh, broker."""
+"""The hub: versions, ledger, aggregation, public data, broker."""
 
 import os
 

@@ -24,6 +24,8 @@ from hub.products import Exact, new_sum, split
 _THREADS = 2
 # Updates multiplied at once: fewer cost time, more cost memory (twice as many are there).
 _BATCH = 8
+# Whole models are taken in smaller batches, down to one at a time.
+_HELD_BYTES = 256 << 20
 # Norm of a tensor. None of a model that works comes near; below it, no product of two leaves the
 # range of float32.
 _LARGEST = 1e15
@@ -98,7 +100,7 @@ def aggregate(
         key: np.zeros(array.shape) for key, array in version.items() if key not in paired
     }
     work = zip(_held(version, names, ranks, contributions), weights, shares, strict=True)
-    while batch := list(islice(work, _BATCH)):
+    while batch := list(islice(work, _at_once(version))):
         for a, b in factors:
             sums[a].add(
                 [held[a] for held, _, _ in batch], [held[b] * share for held, _, share in batch]
@@ -174,6 +176,12 @@ def slice_shares(weights: Sequence[float], ranks: Sequence[int], most: int) -> l
     ]
 
 
+def _at_once(version: Tensors) -> int:
+    """Give how many updates are added up at once, while as many are decoded."""
+    size = sum(array.nbytes for array in version.values())
+    return max(1, min(_BATCH, _HELD_BYTES // (2 * size or 1)))
+
+
 def _held(
     version: Tensors,
     names: Sequence[str],
@@ -187,12 +195,13 @@ def _held(
         name = names[place]
         return hold(starts[ranks[place]], contributions[name].read(), name)
 
+    most_ahead = _at_once(version)
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead: deque[Future[dict[str, Array]]] = deque()
         try:
             for place in range(len(names)):
                 ahead.append(pool.submit(work, place))
-                if len(ahead) > _BATCH:
+                if len(ahead) > most_ahead:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

@@ -1,4 +1,4 @@
-"""What the counted updates of a version come to: their exact mean, and the server's step to it.
+"""What the counted updates and the public step come to: one step, and the server's along it.
 
 Runs in the hub's worker, so that the hub's own loop moves bytes and does nothing else.
 """
@@ -6,20 +6,27 @@ Runs in the hub's worker, so that the hub's own loop moves bytes and does nothin
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
 
-from ffm_common.errors import UpdateInvalid
+from ffm_common.errors import AdapterInvalid, UpdateInvalid
 from ffm_common.task import Adapter
 from ffm_common.tensors import Array, Tensors
-from hub.aggregation import Contribution, aggregate
-from hub.config import Server
+from hub.aggregation import Contribution
+from hub.config import Gate, Server
 from hub.ledger import LeftOut
 from hub.opening import Opener
+from hub.rebase import rebase
+from hub.record import Record
+from hub.robust.defence import Defence
 from hub.server_optimizer import load_moments, save_moments, step
+from hub.switching.policy import policy_of
+from hub.switching.public_step import PublicStep
+from hub.switching.step import Step, take_step
+from learning.adapter import load_tensors
 
 log = logging.getLogger("ffm.hub")
 
@@ -47,19 +54,30 @@ class Counted(msgspec.Struct, frozen=True):
     start: Start | None = None
 
 
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What of hub.toml matters here: see `hub.config`."""
+
+    adapter: Adapter
+    server: Server = Server()
+    defence: Defence = Defence()
+    gate: Gate = Gate()
+    policy: str = "adaptive"
+
+
 class Candidate(msgspec.Struct, frozen=True):
-    """The tensors that a version is refreshed from.
+    """The tensors of a version before they are encoded.
 
     Parameters
     ----------
-    tail
-        Share of the LoRA products' energy lost by the cut to the rank.
+    step
+        How they came about.
     left_out
-        Counted updates whose files are damaged or gone: they are in no version.
+        Counted updates whose files, or the files of the versions that they were made from, are
+        damaged or gone: they are in no version.
     """
 
     tensors: dict[str, Array]
-    tail: float
+    step: Step
     left_out: tuple[LeftOut, ...]
 
 
@@ -67,22 +85,30 @@ def add_up(
     version: Tensors,
     counted: Sequence[Counted],
     *,
-    adapter: Adapter,
+    settings: Settings,
     base: str,
-    server: Server,
+    record: Record,
     carried: Path | None,
     carry: Path,
+    public: PublicStep | None = None,
 ) -> Candidate:
-    """Add updates up and take the server's step; its moments are left in the folder `carry`.
+    """Make one step of all updates, and of the hub's own, and take the server's step along it.
 
     Parameters
     ----------
     version
-        What the agents started from.
-    adapter, base
-        What updates are made of, and the digest of the base that they are made on.
+        What the agents started from, those apart whose updates name an older one: these are turned
+        into updates to this one (`hub.rebase`).
+    base
+        Digest of the base that updates are made on.
+    record
+        What `version` hands over: the state of the switch, the usual norms.
     carried
         Folder with the moments of `version`; None lets them start anew.
+    carry
+        Folder that gets the moments of the new version.
+    public
+        What public data leads to; None where nothing was trained.
 
     Raises
     ------
@@ -91,22 +117,59 @@ def add_up(
     PathUnwritable
         The disk does not take the moments.
     """
-    opener = Opener(version, adapter, base)
+    opener = Opener(version, settings.adapter, base)
+    starts = cache(_tensors)  # several updates may come from one
     whole: dict[str, Contribution] = {}
     left_out: list[LeftOut] = []
     for one in counted:
-        path = Path(one.path)
         try:
-            whole[one.agent] = Contribution(
-                partial(opener.read, path), one.examples, opener.rank(path)
-            )
-        except (UpdateInvalid, OSError) as error:
+            rank = opener.rank(Path(one.path))
+            read: Callable[[], Tensors] = partial(opener.read, Path(one.path))
+            if one.start is not None:
+                read = partial(
+                    _rebased,
+                    read,
+                    version,
+                    starts(one.start),
+                    one.start.staleness,
+                    rank=rank,
+                    least=settings.adapter.ranks[0],
+                    agent=one.agent,
+                )
+            whole[one.agent] = Contribution(read, one.examples, rank)
+        except (AdapterInvalid, UpdateInvalid, OSError) as error:
             log.error("the counted update of %s is left out: %s", one.agent, error)
             left_out.append(LeftOut(one.agent, f"damaged on the hub's disk: {error}"))
-    mean, tail = dict(version), 0.0
-    if whole:
-        found = aggregate(version, whole, least=adapter.ranks[0])
-        mean, tail = found.tensors, found.tail
-    made, moments = step(server, version, mean, load_moments(carried, server, version))
+    found = take_step(
+        version,
+        whole,
+        public,
+        policy=policy_of(settings.policy),
+        defence=settings.defence,
+        state=record.state,
+        medians=record.medians,
+        least=settings.adapter.ranks[0],
+    )
+    moments = load_moments(carried, settings.server, version)
+    made, moments = step(settings.server, version, found.tensors, moments)
     save_moments(carry, moments)
-    return Candidate(made, tail, tuple(left_out))
+    return Candidate(made, found, tuple(left_out))
+
+
+def _rebased(
+    read: Callable[[], Tensors],
+    version: Tensors,
+    start: Tensors,
+    staleness: int,
+    *,
+    rank: int,
+    least: int,
+    agent: str,
+) -> Tensors:
+    """Decode an update to an older version, as one to this version."""
+    return rebase(version, start, read(), staleness, rank=rank, least=least, agent=agent).delta
+
+
+def _tensors(start: Start) -> Tensors:
+    """Read an older version, as it was published and nothing else."""
+    return load_tensors(Path(start.adapter), start.content)

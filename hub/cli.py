@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hub import cli_versions
+
 
 def add_commands(commands: Any) -> None:
     """Add the hub's commands to the parser."""
@@ -15,12 +17,13 @@ def add_commands(commands: Any) -> None:
     run = actions.add_parser("run", help="run the hub until it is stopped")
     run.add_argument("--config", type=Path, required=True, metavar="hub.toml")
     run.set_defaults(run=_run)
-    export = actions.add_parser(
-        "export", help="write the training step as ONNX, for boards without torch"
+    step = actions.add_parser(
+        "export-step", help="write the training step as ONNX, for boards without torch"
     )
-    export.add_argument("out", type=Path, help="folder that such a board gets as its base")
-    export.add_argument("--config", type=Path, required=True, metavar="hub.toml")
-    export.set_defaults(run=_export)
+    step.add_argument("out", type=Path, help="folder that such a board gets as its base")
+    step.add_argument("--config", type=Path, required=True, metavar="hub.toml")
+    step.set_defaults(run=_export_step)
+    cli_versions.add_commands(actions)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -31,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return serve(lambda: Hub(config.load(arguments.config)))
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export_step(arguments: argparse.Namespace) -> int:
     from hub import config
     from hub.task import task_of
     from learning import base

@@ -15,6 +15,9 @@ from ffm_common.config import Config, Name
 from ffm_common.errors import ConfigInvalid, UpdateInvalid
 from ffm_common.task import Adapter, TaskKind, Training
 from hub.broker import Kind
+from hub.registry import KEPT
+from hub.robust.defence import Defence
+from hub.switching.policy import policy_of
 from quantization.updates import codec
 from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 
@@ -63,6 +66,11 @@ class Versions(Config, frozen=True, kw_only=True):
         Seconds from the moment the first agent is there.
     grace_s
         How long an agent that vanished is still waited for.
+    max_staleness
+        An update may be made from so many versions before the one that is open; what comes while
+        the next is being made counts for that. 0, with a `buffer` of all agents, is synchronous.
+    select
+        How many agents are asked to train from a version, in turn; 0: all.
     exit_when_done
         End the process after the last version has been fetched by all that are there.
     """
@@ -72,7 +80,14 @@ class Versions(Config, frozen=True, kw_only=True):
     min_updates: Positive = 1
     deadline_s: Seconds = 600.0
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=_YEAR_S)] = 10.0
+    max_staleness: Annotated[int, msgspec.Meta(ge=0, lt=KEPT)] = 0
+    select: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     exit_when_done: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what can never fill the buffer."""
+        if 0 < self.select < self.buffer:
+            raise ValueError("select: fewer agents than the buffer wants updates")
 
 
 class Network(Config, frozen=True, kw_only=True):
@@ -102,22 +117,33 @@ class Public(Config, frozen=True, kw_only=True):
 
     Parameters
     ----------
-    train, evaluation
-        Labelled text files. Their labels, together, are the task's.
+    train
+        A labelled text file, or a folder of such files, which is watched: a new or changed one is
+        taken in as it comes.
+    evaluation
+        A labelled text file. The labels of both, together, are the task's; where `train` is a
+        folder, whose files come and go, those of `evaluation` alone.
     text, label
-        Columns of both; guessed if not named.
+        Columns of all; guessed if not named.
+    policy
+        How much public data has to say (`hub.switching.policy`): ``adaptive``, ``never``,
+        ``always``, ``warmup-then-federated`` or ``fixed:r``.
     steps
-        Optimizer steps on `train` per version; 0 is federated only.
-    rate_scale
-        Their AdamW step sizes, as a share of the devices'.
+        Optimizer steps on each of two halves of `train`, per version; None: as many as a device.
+    warmup_steps
+        At most so many before the first update, until the loss no longer falls; 0: none.
+    replay
+        Share of older examples in the steps that take a new file in.
     """
 
     train: str
     evaluation: str
     text: str | None = None
     label: str | None = None
-    steps: Count = 6
-    rate_scale: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
+    policy: str = "adaptive"
+    steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    warmup_steps: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 100
+    replay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
 
 
 OptimizerName = Literal["fedavg", "nesterov", "fedadam", "fedyogi"]
@@ -158,6 +184,21 @@ class Server(Config, frozen=True, kw_only=True):
         return self.learning_rate or _RATES[self.optimizer]
 
 
+class Gate(Config, frozen=True, kw_only=True):
+    """When a version is taken back (`hub.gate`).
+
+    Parameters
+    ----------
+    enabled
+        False lets every version pass.
+    tolerance
+        Share of the loss that one version may cost, whatever else is usual.
+    """
+
+    enabled: bool = True
+    tolerance: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.05
+
+
 class HubConfig(Config, frozen=True, kw_only=True):
     """One federation. Paths are relative to the file's own folder.
 
@@ -167,7 +208,7 @@ class HubConfig(Config, frozen=True, kw_only=True):
         Folder made by ``ffm model prepare``.
     task
         ``classification`` of labelled text; of plain text ``causal-lm``, the next token, or
-        ``masked-lm``, hidden tokens (encoders).
+        ``masked-lm``, hidden tokens (encoders); ``image-classification`` of pictures (ViT).
     codec_up
         How updates are encoded. One unbiased bit is enough where four or more devices take part;
         with fewer take eden2 to eden4; with six or more, eden0.5 halves the bytes once more.
@@ -189,6 +230,8 @@ class HubConfig(Config, frozen=True, kw_only=True):
     versions: Versions = Versions()
     network: Network = Network()
     server: Server = Server()
+    defence: Defence = Defence()
+    gate: Gate = Gate()
     codec_up: str = "eden1"
     codec_keyframe: str = KEYFRAME
     codec_delta: str = DELTA
@@ -215,6 +258,10 @@ def load(path: Path) -> Located:
             codec.by_name(getattr(found, key))
         except UpdateInvalid as error:
             raise ConfigInvalid(f"{path}: {key}: {error.message}") from error
+    try:
+        policy_of(found.public.policy)
+    except ConfigInvalid as error:
+        raise ConfigInvalid(f"{path}: public.policy: {error.message}") from error
     if found.broker.url is not None and found.broker.kind not in {"auto", "external"}:
         raise ConfigInvalid(f"{path}: broker.url: is for a broker that the hub does not start")
     home = path.resolve().parent

@@ -1,4 +1,12 @@
-"""The judge of updates: which may come, and which of those that came are counted."""
+"""The judge of updates: which may come, and which of those that came are counted, and for what.
+
+An update is made from a version and counted for a version. Synchronous, both are the one that is
+open. Where some staleness is allowed, it may be made from an older one; and what comes while the
+next version is being made is counted for that, so that no work is lost and nobody waits.
+
+An agent has one voice per version, whatever number of older versions it brings updates from: the
+defence counts heads, and nobody shall have several. Its second update is counted for the next.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +18,18 @@ from pathlib import Path
 from federation.blobs import BlobStore
 from federation.messages import Done, Offer, Receipt, Reject
 from ffm_common import tensors as shape
-from ffm_common.errors import BlobCorrupt, BlobOversize, PathUnwritable, UpdateInvalid
+from ffm_common.errors import (
+    AdapterInvalid,
+    BlobCorrupt,
+    BlobOversize,
+    PathUnwritable,
+    UpdateInvalid,
+)
 from ffm_common.slices import take_slices
 from ffm_common.task import Adapter
 from hub.aggregation import hold
-from hub.candidate import Counted
+from hub.candidate import Counted, Start
+from hub.config import Versions
 from hub.ledger import Ledger, UpdateRow
 from hub.opening import Opener
 from hub.registry import Registry
@@ -22,12 +37,13 @@ from hub.registry import Registry
 log = logging.getLogger("ffm.hub")
 
 _CONTAINER_SLACK = 1 << 18
+_SYNCHRONOUS = Versions()
 # What uploads leave free on the disk, for the ledger and for the next version.
 _RESERVE_BYTES = 16 << 20
 
 
 class Intake:
-    """Judges updates for the current version.
+    """Judges updates for the current version, or for the one after.
 
     Parameters
     ----------
@@ -35,6 +51,8 @@ class Intake:
         The hub's.
     adapter, base_digest
         What updates must be made of, and the base that they must be made on.
+    rules
+        Which staleness is allowed, and which version is the last.
     """
 
     def __init__(
@@ -44,12 +62,15 @@ class Intake:
         store: BlobStore,
         adapter: Adapter,
         base_digest: str,
+        *,
+        rules: Versions = _SYNCHRONOUS,
     ) -> None:
         self._registry = registry
         self._ledger = ledger
         self._store = store
         self._adapter = adapter
         self._base_digest = base_digest
+        self._rules = rules
         self.open = False
         """Whether the current version takes updates."""
 
@@ -61,8 +82,6 @@ class Intake:
         PathUnwritable
             The disk has no room for it now; the agent shall come again.
         """
-        current = self._registry.current
-        takes = self.open and current is not None and offer.version == current.version
         counted = self._ledger.update_of(agent, offer.version)
         if counted is not None and counted.digest != offer.digest:
             return Reject(
@@ -72,9 +91,11 @@ class Intake:
             )
         if counted is not None and counted.fault is not None:
             return Reject(digest=offer.digest, code=BlobCorrupt.code, why=counted.fault)
-        if counted is not None and (not takes or self._store.whole(offer.digest)):
+        if counted is not None and (
+            counted.counted_for not in self._taking() or self._store.whole(offer.digest)
+        ):
             return Done(digest=offer.digest, version=offer.version)
-        if not takes:
+        if counted is None and self._place(agent, offer.version) is None:
             return Reject(
                 digest=offer.digest,
                 code="version-closed",
@@ -94,11 +115,38 @@ class Intake:
             )
         return None
 
+    def _taking(self) -> list[int]:
+        """List the versions that take updates: the open one, and perhaps the one after."""
+        current, rules = self._registry.current, self._rules
+        if current is None:
+            return []
+        found = [current.version] if self.open else []
+        # The last version is made of what is counted for the one before, and no other follows.
+        if rules.max_staleness and not 0 < rules.count <= current.version + 1:
+            found.append(current.version + 1)
+        return found
+
+    def _place(self, agent: str, version: int) -> int | None:
+        """Give the version that an update from `version` would count for, None if for none."""
+        for target in self._taking():
+            if (
+                0 <= target - version <= self._rules.max_staleness
+                and version < self._registry.next
+                and version not in self._registry.astray
+                and not self._ledger.speaks(agent, target, besides=version)
+            ):
+                return target
+        return None
+
     def accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
         """Judge a whole update that was admitted; after Done it is counted, once."""
         blob = path.read_bytes()
-        tensors = self._registry.tensors
+        before = self._ledger.update_of(agent, offer.version)  # counted, but its file was spoiled
+        place = self._place(agent, offer.version) if before is None else before.counted_for
         try:
+            if place is None:
+                raise UpdateInvalid(f"version {offer.version} takes no more updates")
+            tensors = self._registry.tensors_of(offer.version)
             opener = Opener(tensors, self._adapter, self._base_digest)
             header, delta = opener.open(blob)
             rank = opener.rank(path)
@@ -106,7 +154,7 @@ class Intake:
             hold(take_slices(tensors, rank) if rank else tensors, delta, agent)
             if header.kind != "update" or header.version != offer.version:
                 raise UpdateInvalid(f"{header.kind} of version {header.version} in its place")
-        except UpdateInvalid as error:
+        except (AdapterInvalid, UpdateInvalid) as error:
             log.warning("update of %s refused: %s", agent, error.message)
             return Reject(digest=offer.digest, code=error.code, why=error.message)
         self._store.put(blob)
@@ -119,15 +167,26 @@ class Intake:
                 examples=offer.examples,
                 loss=offer.loss,
                 received=time.time(),
-                counted_for=offer.version,
+                counted_for=place,
             )
         )
-        log.info("version %d: update of %s, %d bytes", offer.version, agent, offer.size)
+        late = f", from version {offer.version}" if offer.version < place else ""
+        log.info("version %d: update of %s, %d bytes%s", place, agent, offer.size, late)
         return Done(digest=offer.digest, version=offer.version)
 
     def counted(self, version: int) -> list[Counted]:
         """Give the updates counted for a version, by agent."""
         return [
-            Counted(row.agent, str(self._store.path(row.digest)), row.examples)
+            Counted(
+                row.agent,
+                str(self._store.path(row.digest)),
+                row.examples,
+                self._start(row.version, version) if row.version < version else None,
+            )
             for row in self._ledger.updates(version)
+            if row.fault is None
         ]
+
+    def _start(self, version: int, target: int) -> Start:
+        folder, content = self._registry.folder_of(version), self._ledger.content(version)
+        return Start(str(folder), content, staleness=target - version)

@@ -114,9 +114,11 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
 class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
     """One counted update: an agent's, made from `version`.
 
-    `counted_for` is the version that was open when it came: the next one is made of it.
+    `counted_for` is the version that was open when it came, or the next where that had closed or
+    has another update of the agent's: what is counted for a version is what the next is made of.
     `fault` says why it is in no version although its agent has a receipt: the hub's disk has lost
-    or spoiled it before the version closed. None for all others.
+    or spoiled it before the version closed, or the gate has left it out (`hub.hearing`), or what it
+    was made from was taken back. None for all others.
     """
 
     agent: str
@@ -163,6 +165,11 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 class Ledger:
     """Open or create the ledger in `path`.
 
+    Parameters
+    ----------
+    read_only
+        For others than the hub: it must be there, and may be written meanwhile.
+
     Raises
     ------
     PathUnwritable
@@ -171,22 +178,16 @@ class Ledger:
         It is no ledger, or SQLite finds it corrupt. Both may come at any later time, too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(address, isolation_level=None, uri=True)
         except sqlite3.OperationalError as error:
             raise PathUnwritable(f"cannot open {path}: {error}") from error
         self._db.row_factory = sqlite3.Row
         try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            # A receipt promises durability, so a commit must reach the disk before it returns.
-            self._db.execute("PRAGMA synchronous = FULL")
-            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found == "ok":
-                found = self._other_format() or "ok"
-            if found == "ok":
-                self._db.executescript(_SCHEMA)
+            found = self._look() if read_only else self._set_up()
         except sqlite3.OperationalError as error:
             self._db.close()
             raise PathUnwritable(f"cannot write {path}: {error}") from error
@@ -200,6 +201,21 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _look(self) -> str:
+        """Give what is wrong with the file, "ok" if nothing is."""
+        found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        return found if found != "ok" else self._other_format() or "ok"
+
+    def _set_up(self) -> str:
+        """Do the same, and make the tables that are not there."""
+        self._db.execute("PRAGMA journal_mode = WAL")
+        # A receipt promises durability, so a commit must reach the disk before it returns.
+        self._db.execute("PRAGMA synchronous = FULL")
+        found = self._look()
+        if found == "ok":
+            self._db.executescript(_SCHEMA)
+        return found
 
     def _other_format(self) -> str | None:
         """Say so if there are tables, but not of this format."""
@@ -221,6 +237,22 @@ class Ledger:
         self._execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
         return self.pinned(key) or value
 
+    def put(self, key: str, value: str) -> None:
+        """Write `value` under `key`, over what is there."""
+        self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def remove(self, key: str) -> None:
+        """Forget what is written under `key`."""
+        self._execute("DELETE FROM meta WHERE key = ?", (key,))
+
+    def take_up(self, key: str, place: str) -> None:
+        """Move what is written under `key` to `place`; what is there already stays."""
+        with self._transaction():
+            self._execute(
+                "INSERT OR IGNORE INTO meta SELECT ?, value FROM meta WHERE key = ?", (place, key)
+            )
+            self._execute("DELETE FROM meta WHERE key = ?", (key,))
+
     def pinned(self, key: str) -> str | None:
         """Give what is written under `key`, if anything is."""
         row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).first()
@@ -239,10 +271,13 @@ class Ledger:
         """List every agent ever seen, sorted."""
         return [row["id"] for row in self._execute("SELECT id FROM agents ORDER BY id")]
 
-    def add_version(self, row: VersionRow, left_out: Iterable[LeftOut] = ()) -> None:
+    def add_version(
+        self, row: VersionRow, left_out: Iterable[LeftOut] = (), astray: Iterable[int] = ()
+    ) -> None:
         """Commit a version; from here on a restarted hub starts from it.
 
-        In the same transaction the counted updates that it is made without are marked.
+        In the same transaction the counted updates that it is made without are marked, and so are
+        those that have come for later ones, but were made from versions gone `astray`.
         """
         values = msgspec.structs.asdict(row)
         marks = ", ".join(f":{name}" for name in values)
@@ -253,6 +288,12 @@ class Ledger:
                     "UPDATE updates SET fault = ? WHERE agent = ? AND counted_for = ?",
                     (one.why, one.agent, row.version - 1),
                 )
+            for version in astray:
+                self._execute(
+                    "UPDATE updates SET fault = ? "
+                    "WHERE version = ? AND counted_for >= ? AND fault IS NULL",
+                    (f"made from version {version}, taken back", version, row.version - 1),
+                )
 
     def replace_container(self, version: int, blob: str, size: int) -> None:
         """Have a keyframe that holds the same bits stand in for a version's container."""
@@ -261,15 +302,25 @@ class Ledger:
             (blob, size, version),
         )
 
-    def versions(self) -> list[VersionRow]:
-        """List all versions, oldest first."""
-        rows = self._execute("SELECT * FROM versions ORDER BY version")
-        return [_version(row) for row in rows]
+    def versions(self, newest: int = -1) -> list[VersionRow]:
+        """List all versions, or as many of the newest, oldest first."""
+        rows = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT ?", (newest,))
+        return [_version(row) for row in reversed(rows)]
+
+    def version(self, version: int) -> VersionRow | None:
+        """Give a version, if there is one of that number."""
+        row = self._execute("SELECT * FROM versions WHERE version = ?", (version,)).first()
+        return None if row is None else _version(row)
 
     def latest(self) -> VersionRow | None:
         """Give the newest version, if there is one."""
         row = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").first()
         return None if row is None else _version(row)
+
+    def content(self, version: int) -> str:
+        """Give the digest of a version's tensors, "" where nobody has said."""
+        row = self._execute("SELECT content FROM versions WHERE version = ?", (version,)).first()
+        return "" if row is None else str(row["content"])
 
     def chain(self) -> list[VersionRow]:
         """List what leads to the newest version: a keyframe, then the deltas after it."""
@@ -301,7 +352,7 @@ class Ledger:
         return None if row is None else _update(row)
 
     def updates(self, version: int) -> list[UpdateRow]:
-        """List the updates counted while a version was open, by agent.
+        """List the updates counted for a version, by agent.
 
         A row that is damaged is named in the log and left out.
         """
@@ -310,6 +361,18 @@ class Ledger:
         )
         found = map(_update, rows)
         return [row for row in found if row is not None]
+
+    def speaks(self, agent: str, version: int, *, besides: int = -1) -> bool:
+        """Tell whether an update of an agent, `besides` that from one version, is counted for one.
+
+        A row that is damaged counts, too.
+        """
+        found = self._execute(
+            "SELECT 1 FROM updates "
+            "WHERE agent = ? AND counted_for = ? AND version != ? AND fault IS NULL",
+            (agent, version, besides),
+        )
+        return bool(found)
 
     def add_vote(self, row: VoteRow) -> None:
         """Note what an agent says of a version; the last word counts."""

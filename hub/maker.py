@@ -1,4 +1,4 @@
-"""Making a version: a worker adds the counted updates up, refreshes and judges; it may fail."""
+"""Making a version: a worker trains, adds the counted updates up and judges; it may fail."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from ffm_common.errors import FfmError, StorageError
 from ffm_common.restarts import Budget
 from ffm_common.seeds import derive
 from ffm_common.task import Task
-from hub.candidate import Counted
+from hub.candidate import Counted, Settings
 from hub.config import Located
+from hub.ledger import Ledger
+from hub.public_files import PublicData, PublicFiles
+from hub.record import Record, decode
 from hub.registry import Registry
+from hub.rollback import Rollbacks
+from hub.switching.guard import guard
+from hub.switching.policy import policy_of
 from hub.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, VersionResult
 from learning.process import Worker
 from profiles.limits import Limits
@@ -59,13 +65,15 @@ class Maker:
     Parameters
     ----------
     where, base_digest, task
-        What the federation learns, and on which data of the hub's the version is refreshed.
+        What the federation learns, and what data of the hub's versions are judged by.
     profile
         What the worker may use.
     folder
         For the worker's files; emptied after every version.
-    registry
-        The current version, with what it carries over.
+    registry, ledger
+        The current version, with what it carries over; what devices say of it.
+    public
+        The data that the hub itself trains on.
     """
 
     def __init__(
@@ -77,6 +85,8 @@ class Maker:
         *,
         folder: Path,
         registry: Registry,
+        ledger: Ledger,
+        public: PublicFiles,
     ) -> None:
         self._where = where
         self._base_digest = base_digest
@@ -84,6 +94,11 @@ class Maker:
         self._profile = profile
         self._folder = folder
         self._registry = registry
+        self._ledger = ledger
+        self._public = public
+        self._policy = policy_of(where.config.public.policy)
+        self.rollbacks = Rollbacks(ledger, registry, where.config.gate)
+        """What is to be taken back."""
         self._worker: Worker[VersionResult] | None = None
         self._budget = Budget()
         self._disk_pause_s = _DISK_PAUSE_S[0]
@@ -168,7 +183,7 @@ class Maker:
             if self._budget.spent and not self._plain:
                 self._plain, delay = True, 0.0
         self._due = now + delay
-        how = " without refresh and evaluation" if self._plain else ""
+        how = " without training and evaluation" if self._plain else ""
         self.trouble = f"making version {self._registry.next} failed: {error.message}; "
         self.trouble += f"trying again in {delay:.0f} s{how}"
         log.error("%s [%s]", self.trouble, error.code)
@@ -181,6 +196,36 @@ class Maker:
         self._due = float("-inf")
         self._plain = False
         self.trouble = ""
+
+    def past(self) -> tuple[Record, str]:
+        """Give the current version's record, its budget as the guard leaves it, and why."""
+        current = self._registry.current
+        if current is None:
+            return Record(), ""
+        record = decode(current.record)
+        if self._policy.kind != "adaptive" or record.decision is None or record.parent is None:
+            return record, ""
+        before, after = (
+            {vote.agent: vote.loss for vote in self._ledger.votes(version)}
+            for version in (record.parent, current.version)
+        )
+        budget, why = guard(record.state.budget, record.decision.share, before, after)
+        state = msgspec.structs.replace(record.state, budget=budget)
+        return msgspec.structs.replace(record, state=state), why
+
+    def _data(self, record: Record) -> PublicData | None:
+        """Give what the next version is trained on here, None for nothing."""
+        public, first = self._where.config.public, self._registry.current is None
+        wanted = self._policy.warms_up and public.warmup_steps if first else self._policy.mixes
+        files = self._public.files(record.files)
+        if not (wanted and files):
+            return None
+        return PublicData(
+            files=files,
+            steps=public.steps or self._task.training.local_steps,
+            warmup_steps=public.warmup_steps,
+            replay=public.replay,
+        )
 
     def close(self) -> None:
         """End the worker, if there is one."""
@@ -200,23 +245,37 @@ class Maker:
                 carried=str(carried),
                 carried_digest=registry.current.carried,
             )
+        record, guarded = self.past()
+        rollback, said = None, None
+        if registry.current is not None:
+            rollback = self.rollbacks.of(registry.current)
+            said = self.rollbacks.said(registry.current)
         return VersionJob(
             base=str(self._where.base),
             base_digest=self._base_digest,
             version=version,
             before=before,
+            record=record,
+            guard=guarded,
             counted=tuple(counted),
-            server=config.server,
             task=self._task,
+            settings=Settings(
+                adapter=self._task.adapter,
+                server=config.server,
+                defence=config.defence,
+                gate=config.gate,
+                policy=public.policy,
+            ),
             codecs=(config.codec_keyframe, config.codec_delta),
             keyframe=not 0 < len(registry.chain) < config.keyframe_every,
             plain=self._plain,
-            train=str(self._where.train),
+            rollback=rollback,
+            devices=said,
+            changes=tuple(self.rollbacks.changes("public")),
+            public=self._data(record),
             evaluation=str(self._where.evaluation),
             text=public.text,
             label=public.label,
-            steps=public.steps,
-            rate_scale=public.rate_scale,
             threads=threads,
             seed=derive(self._task.seed, "hub", version),
             tokens=str(self._folder.with_name("tokens")),

@@ -26,6 +26,7 @@ from ffm_common.errors import (
 from ffm_common.files import make_folder, sync_folder
 from ffm_common.tensors import Tensors, content_digest
 from hub.ledger import Ledger, LeftOut, VersionRow
+from hub.lineage import astray
 from learning import adapter
 from quantization.updates.chain import decode
 from quantization.updates.container import pack
@@ -33,7 +34,8 @@ from quantization.updates.layout import Layout
 
 log = logging.getLogger("ffm.hub")
 
-_KEEP = 20
+KEPT = 20
+"""How many versions' adapters are kept, the current one's with them."""
 # Loses nothing: what it decodes to is the version, bit for bit.
 _EXACT = "fp32"
 
@@ -70,6 +72,8 @@ class Registry:
         self.chain = ledger.chain()
         """The keyframe and the deltas that lead to the current version."""
         self.tensors: Tensors = {}
+        self.astray = astray(ledger.versions(newest=KEPT))
+        """Versions that were taken back: what is made from them counts for nothing."""
         if self.current is not None:
             self.tensors = self._read(self.current)
             self.mend()
@@ -87,6 +91,22 @@ class Registry:
             return None
         name = str(self.current.version)
         return self._folder / name, self._carried / name
+
+    def folder_of(self, version: int) -> Path:
+        """Give where a version's adapter is, as long as it is kept (`KEPT`)."""
+        return self._folder / str(version)
+
+    def tensors_of(self, version: int) -> Tensors:
+        """Give a version's tensors.
+
+        Raises
+        ------
+        AdapterInvalid
+            It is not kept any more, or the disk has spoiled it.
+        """
+        if self.current is not None and version == self.current.version:
+            return self.tensors
+        return adapter.load_tensors(self.folder_of(version), self._ledger.content(version))
 
     def keep_blob(self, blob: bytes) -> str:
         """Put a version's container where agents can fetch it; give its digest."""
@@ -124,9 +144,10 @@ class Registry:
                 sync_folder(home)
         except OSError as error:
             raise PathUnwritable(f"cannot keep version {row.version}: {error}") from error
-        self._ledger.add_version(row, left_out)
+        gone = astray([*self._ledger.versions(newest=KEPT), row])
+        self._ledger.add_version(row, left_out, gone - self.astray)
         # From here on nothing may fail: the version exists.
-        self.current, self.tensors = row, tensors
+        self.current, self.tensors, self.astray = row, tensors, gone
         self.chain = [row] if row.kind == "version" else [*self.chain, row]
         self._sweep()
 
@@ -220,11 +241,12 @@ class Registry:
         version = self.current.version
         try:
             wanted = {row.blob for row in self.chain}
-            wanted |= {row.digest for row in self._ledger.updates(version)}
+            for making in (version, version + 1):  # some may be counted for the one after, too
+                wanted |= {row.digest for row in self._ledger.updates(making)}
             for digest in list(self._store.digests()):
                 if digest not in wanted:
                     self._store.remove(digest)
-            for home, kept in ((self._folder, _KEEP), (self._carried, 1)):
+            for home, kept in ((self._folder, KEPT), (self._carried, 1)):
                 for path in list(home.iterdir()):
                     if not path.name.isdecimal():  # a probe of a process that was killed
                         path.unlink()

@@ -17,9 +17,12 @@ class Round:
     known
         Agents that have ever taken part; they are expected until they are found to be lost.
     delivered
-        Agents whose update is already counted (a restarted hub goes on where it was).
+        Agents whose update is already counted (a restarted hub goes on where it was, and some
+        updates from older versions may have come before this one was open).
     open_s
         For how long the version has been open already, in earlier lives of the hub.
+    asked
+        Agents that are asked to train, so that no others are waited for; None: all.
 
     Notes
     -----
@@ -35,8 +38,10 @@ class Round:
         delivered: Iterable[str],
         *,
         open_s: float = 0.0,
+        asked: Iterable[str] | None = None,
     ) -> None:
         self._rules = rules
+        self._asked = None if asked is None else set(asked)
         self._open_before_s = open_s
         self._known = set(known)
         self._delivered = set(delivered)
@@ -74,6 +79,19 @@ class Round:
         self._known.add(agent)
         self._delivered.add(agent)
 
+    def ask(self, agents: Iterable[str]) -> None:
+        """Note that these are asked to train, too."""
+        if self._asked is not None:
+            self._asked.update(agents)
+
+    def missing(self, now: float) -> set[str]:
+        """Give the agents that will not deliver: gone for the grace time, and nothing has come."""
+        return {
+            agent
+            for agent, since in self._lost_since.items()
+            if agent not in self._delivered and now - since >= self._rules.grace_s
+        }
+
     def reason_to_close(self, now: float) -> str | None:
         """Say why the version closes now, or None while it stays open."""
         if len(self._delivered) >= self._rules.buffer:
@@ -82,13 +100,7 @@ class Round:
             return None
         if self._opened is not None and now - self._opened >= self._rules.deadline_s:
             return "deadline"
-        if len(self._known) >= self._rules.buffer and self._nobody_else(now):
+        awaited = self._known if self._asked is None else self._asked
+        if len(awaited) >= self._rules.buffer and awaited <= self._delivered | self.missing(now):
             return "nobody else is there"
         return None
-
-    def _nobody_else(self, now: float) -> bool:
-        """Tell whether every agent that has not delivered has been gone for the grace time."""
-        return all(
-            agent in self._lost_since and now - self._lost_since[agent] >= self._rules.grace_s
-            for agent in self._known - self._delivered
-        )

@@ -28,6 +28,7 @@ from federation.messages import (
     Manifest,
     Offer,
     Receipt,
+    Vote,
 )
 from federation.probe import PACKET_BYTES
 from federation.receive import UploadReceiver
@@ -42,17 +43,25 @@ from ffm_common.errors import (
 )
 from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
+from hub import devices
 from hub.broker import Broker
 from hub.config import Located
 from hub.intake import Intake
-from hub.ledger import Ledger, VersionRow
+from hub.ledger import Ledger, VersionRow, VoteRow
 from hub.maker import Made, Maker
 from hub.meter import Meter
+from hub.public_files import PublicFiles
+from hub.record import decode, encode
 from hub.registry import Registry
 from hub.rounds import Round
+from hub.selection import Selection
+from hub.switching.idle import Quiet
+from hub.switching.policy import policy_of
 from hub.task import task_of
+from hub.telling import outcome, tell
 from hub.trouble import Trouble
 from learning import engines
+from learning.trainer import Measure
 from profiles import profile as profiles
 from quantization.updates.rates import down_bits
 
@@ -64,6 +73,7 @@ _ANNOUNCE_S = 2.0
 _FAREWELL_S = 20.0
 _REUNION_S = 45.0
 _INSPECT_S = 600.0
+_ASK_S = 1.0
 _PATIENCE_S = 60.0
 _MAX_UPDATE_BYTES = 1 << 30
 
@@ -88,6 +98,16 @@ class Hub:
         self._base = engines.verify(located.base)
         self._profile = profiles.load(self._config.profile)
         self._task = task_of(located)
+        engines.require_task(self._base, self._task)
+        public = self._config.public
+        self._public = PublicFiles(
+            located.train,
+            self._task,
+            but=located.evaluation,
+            text=public.text,
+            label=public.label,
+        )
+        self._policy = policy_of(public.policy)
         self._folder = make_folder(located.folder)
         with contextlib.ExitStack() as undo:
             self._lock = FolderLock(self._folder)
@@ -127,6 +147,7 @@ class Hub:
             self._store,
             self._task.adapter,
             self._base.base_digest,
+            rules=self._config.versions,
         )
         self._maker = Maker(
             located,
@@ -135,8 +156,14 @@ class Hub:
             self._profile,
             folder=self._folder / "work",
             registry=self._registry,
+            ledger=self._ledger,
+            public=self._public,
         )
         self._round = Round(self._config.versions, (), ())
+        self._selection = Selection(self._ledger, self._config.versions, self._task)
+        self._stand_in_at = float("-inf")
+        self._quiet = Quiet(time.monotonic())
+        self._ask_at = float("-inf")
         self._boots: dict[str, int] = {}
         self._present: dict[str, AgentState] = {}
         self._unopened: VersionRow | None = None
@@ -168,8 +195,10 @@ class Hub:
                     lambda now=now: self._take_made(now),
                     self._open_next,
                     lambda now=now: self._close_version(now),
+                    lambda now=now: self._stand_in(now),
                     lambda now=now: self._measure(now),
                     lambda now=now: self._inspect(now),
+                    lambda now=now: self._public.look(now),
                 ):
                     with self._trouble.contained():
                         turn()
@@ -241,13 +270,16 @@ class Hub:
         """
         counted = self._ledger.updates(row.version)
         self._meter = Meter(self._ledger, self._session, row.version + 1)
+        self._selection.begin(row.version, self._present)
         self._round = Round(
             self._config.versions,
             self._ledger.agents(),
-            [update.agent for update in counted],
+            [update.agent for update in counted if update.fault is None],
             open_s=self._meter.open_before_s,
+            asked=self._selection.chosen,
         )
         now = time.monotonic()
+        self._quiet = Quiet(now + patience)
         for agent in self._ledger.agents():
             self._expect(agent, now, patience)
         last = self._config.versions.count
@@ -258,7 +290,7 @@ class Hub:
             self._farewell = sorted(self._present) or self._ledger.agents()
         self._intake.open = not finished and self._closing(row.version) is None
         self._receiver.review()
-        self._set("finished" if finished else "open", row.version)
+        self._set("finished" if finished else "open", row.version, outcome(decode(row.record)))
         self._publish_manifest()
 
     def _open_next(self) -> None:
@@ -305,6 +337,8 @@ class Hub:
                 if ours and not self._store.has(get.digest):
                     self._inspect_at = 0.0
                 serve(self._topics, agent, get, self._store, self._session.publish)
+            case MessageRoute(agent=agent, kind="vote"):
+                self._on_vote(agent, messages.decode(payload, Vote))
             case ChunkRoute(agent=agent, digest=digest, index=index):
                 self._receiver.on_chunk(agent, digest, index, payload)
             case HubRoute(kind="state"):
@@ -338,6 +372,14 @@ class Hub:
             self._present[agent] = state
         self._expect(agent, time.monotonic())
 
+    def _on_vote(self, agent: str, vote: Vote) -> None:
+        """Note what a device says of a version; the ledger holds one vote for each of both."""
+        current = self._registry.current
+        if current is None or vote.version > current.version or agent not in self._ledger.agents():
+            raise MessageInvalid(f"no such agent or version: {agent} votes on {vote.version}")
+        said = msgspec.structs.asdict(vote)
+        self._ledger.add_vote(VoteRow(agent=agent, received=time.time(), **said))
+
     def _expect(self, agent: str, now: float, patience: float = 0.0) -> None:
         """Tell the round whether an agent may still deliver; one that failed or pauses may not."""
         state = self._present.get(agent)
@@ -349,12 +391,22 @@ class Hub:
     # -- versions -------------------------------------------------------------------------------
 
     def _accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
-        """Take a whole update in; the round hears of those that count."""
+        """Take a whole update in; the round hears of those that count for the open version."""
         receipt = self._intake.accept(agent, offer, path)
-        if isinstance(receipt, Done):
+        if isinstance(receipt, Done) and self._ledger.speaks(agent, self._state.version):
             self._round.deliver(agent)
-            self._set("open", offer.version)
+            self._set(self._state.status, self._state.version, self._state.detail)
         return receipt
+
+    def _stand_in(self, now: float) -> None:
+        """Ask others to train where those that are asked do not come, or are too few."""
+        if now < self._stand_in_at or self._state.status != "open":
+            return
+        self._stand_in_at = now + _ANNOUNCE_S  # one manifest for many that arrive
+        missing = self._round.missing(now)
+        if self._selection.stand_in(self._present, missing, self._round.open_s(now)):
+            self._round.ask(self._selection.chosen or ())
+            self._publish_manifest()
 
     def _closing(self, version: int) -> str | None:
         """Give why a version has closed; written down first, so that a restart closes it alike."""
@@ -363,13 +415,17 @@ class Hub:
     def _close_version(self, now: float) -> None:
         """Have the next version made when the current one is due, or the very first."""
         row = self._registry.current
-        waits = self._unopened is not None or self._finished_at is not None
-        if waits or not self._maker.ready(now):
+        if self._unopened is not None or not self._maker.ready(now):
             return
         if row is None:
             self._maker.make((), now)
             return
-        reason = self._closing(row.version) or self._round.reason_to_close(now)
+        finished, due = self._finished_at is not None, None
+        reason = None if finished else self._closing(row.version)
+        if reason is None:
+            if not finished:
+                due = self._round.reason_to_close(now) or self._reason_to_go_alone(now)
+            reason = self._maker.rollbacks.reason(row, due, now)
         if reason is None:
             return
         self._ledger.pin(f"closed/{row.version}", reason)
@@ -381,6 +437,27 @@ class Hub:
             self._mend()
         if self._maker.make(counted, now):
             log.info("version %d closes with %d updates (%s)", row.version, len(counted), reason)
+            said = devices.describe(devices.summary(self._ledger.votes(row.version)))
+            log.info("version %d on devices' own data: %s", row.version, said)
+
+    def _reason_to_go_alone(self, now: float) -> str | None:
+        """Say why the hub makes the next version of public data alone; None while it waits."""
+        at_work = any(agent.status not in {"failed", "paused"} for agent in self._present.values())
+        self._quiet.look(now, at_work=at_work)
+        if at_work or self._policy.kind != "adaptive" or now < self._ask_at:
+            return None
+        self._ask_at = now + _ASK_S
+        record, _ = self._maker.past()
+        return self._quiet.reason_to_go_alone(
+            now,
+            self._policy,
+            record.state,
+            [file.new for file in self._public.files(record.files)],
+            taken_back=record.decision is None,
+            counted=self._round.delivered,
+            deadline_s=self._config.versions.deadline_s,
+            grace_s=self._config.versions.grace_s,
+        )
 
     def _take_made(self, now: float) -> None:
         """Commit a version that is ready, and open it; one that cannot be kept is made again."""
@@ -397,7 +474,9 @@ class Hub:
 
     def _commit(self, made: Made) -> VersionRow:
         version, spent, result = self._registry.next, self._meter.spent(), made.result
-        measure = result.measure
+        measure: Measure | VersionRow | None = result.measure
+        if result.restored is not None:  # the same content was measured then
+            measure = self._ledger.version(result.restored)
         row = VersionRow(
             version=version,
             blob=self._registry.keep_blob(made.blob),
@@ -415,29 +494,10 @@ class Hub:
             created=time.time(),
             content=result.content,
             carried=result.carried,
+            record=encode(result.record),
         )
         self._registry.commit(row, made.adapter, made.carried, result.left_out)
-        if result.refused is not None:
-            log.warning(
-                "version %d is a keyframe: a delta would have missed by %.2f of the step",
-                version,
-                result.refused,
-            )
-        for one in result.left_out:
-            log.error("version %d is without the update of %s: %s", version, one.agent, one.why)
-        if result.forgot:
-            log.error("version %d is made without what the one before has carried over", version)
-        if measure is None:
-            log.error("version %d was neither refreshed nor measured", version)
-        log.info(
-            "version %d (%s, %d bytes): accuracy %.3f, loss %.3f, %d updates",
-            version,
-            "keyframe" if row.kind == "version" else row.kind,
-            row.size,
-            row.accuracy,
-            row.loss,
-            row.updates,
-        )
+        tell(row, result)
         return row
 
     def _measure(self, now: float) -> None:
@@ -475,6 +535,8 @@ class Hub:
             deadline_s=config.versions.deadline_s,
             open=self._finished_at is None,
             spread_s=config.network.spread_s(row.size, len(self._ledger.agents())),
+            max_staleness=config.versions.max_staleness,
+            chosen=self._selection.chosen,
         )
         self._session.publish(self._topics.manifest, messages.encode(manifest), retain=True)
 
@@ -490,7 +552,8 @@ class Hub:
 
     def _announce(self, now: float) -> None:
         """Publish the state; where only the count of updates has changed, now and then."""
-        wrong = self._trouble.line or self._maker.trouble
+        wrong = self._trouble.line or self._maker.trouble or self._public.trouble
+        wrong = wrong or self._maker.rollbacks.trouble
         state = msgspec.structs.replace(self._state, detail=wrong or self._state.detail)
         before = self._announced
         if not self._session.connected or before == state:
@@ -507,7 +570,8 @@ class Hub:
 
     def _farewell_over(self) -> bool:
         """Tell whether the last version is where it should be and the hub may end."""
-        if self._finished_at is None or not self._config.versions.exit_when_done:
+        stays = self._maker.busy or not self._config.versions.exit_when_done
+        if self._finished_at is None or stays:
             return False
         last = self._state.version
         here = self._present

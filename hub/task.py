@@ -17,10 +17,16 @@ def task_of(located: Located) -> Task:
     """
     config, public = located.config, located.config.public
     labels: list[str] = []
-    if config.task == "classification":
+    # The files of a folder come and go; what is learned does not.
+    whole = [] if located.train.is_dir() else [located.train]
+    if config.task == "image-classification":
+        from learning.images.pictures import labels_of
+
+        labels = labels_of([*whole, located.evaluation])
+    elif config.task == "classification":
         labels = require_labels(
             example
-            for path in (located.train, located.evaluation)
+            for path in (*whole, located.evaluation)
             for example in Rows(path, text=public.text, label=public.label)
         )
     return Task(

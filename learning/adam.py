@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from ffm_common import tensors as shape
 from ffm_common.tensors import Array, Tensors
-from learning.moments import Moment, Packed, Whole
+from learning.moments import BLOCK, Moment, Packed, Whole
 from profiles.shapes import PACKED_FROM
 
 _BETA_1, _BETA_2 = 0.9, 0.999
 _EPSILON = 1e-8
+# What a step needs beside the state is some 60 bytes a value, so only so many are moved at once.
+_AT_ONCE = 512 * BLOCK
 
 
 class Adam:
@@ -67,16 +69,20 @@ class Adam:
         first = 1 - _BETA_1**self.count
         second = 1 - _BETA_2**self.count
         chance = np.random.Generator(np.random.PCG64(self.count))
-        for name, gradient in gradients.items():
+        for name, whole in gradients.items():
             moments = self._moments[name]
-            mean, square = moments["mean"].get(), moments["square"].get()
-            mean += np.float32(1 - _BETA_1) * (gradient - mean)
-            square *= np.float32(_BETA_2)
-            square += np.float32(1 - _BETA_2) * gradient * gradient
             size = np.float32(self._rates[name] / first)
-            root = np.sqrt(square)
-            root /= np.float32(np.sqrt(second))
-            root += np.float32(_EPSILON)
-            tensors[name] -= size * mean / root
-            moments["mean"].put(mean, chance)
-            moments["square"].put(square, chance)
+            values, flat = tensors[name].reshape(-1), whole.reshape(-1)
+            for start in range(0, flat.size, _AT_ONCE):
+                part = slice(start, start + _AT_ONCE)
+                gradient = flat[part]
+                mean, square = moments["mean"].get(part), moments["square"].get(part)
+                mean += np.float32(1 - _BETA_1) * (gradient - mean)
+                square *= np.float32(_BETA_2)
+                square += np.float32(1 - _BETA_2) * gradient * gradient
+                root = np.sqrt(square)
+                root /= np.float32(np.sqrt(second))
+                root += np.float32(_EPSILON)
+                values[part] -= size * mean / root
+                moments["mean"].put(part, mean, chance)
+                moments["square"].put(part, square, chance)

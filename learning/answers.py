@@ -18,7 +18,7 @@ Logits: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.int64]], Array]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One text's most likely label, and how likely."""
+    """The most likely label of a text, or of the picture in a file, and how likely."""
 
     text: str
     label: str
@@ -49,7 +49,12 @@ def answers(texts: Sequence[str], task: Task, tokenizer: Any, logits: Logits) ->
     ids = [np.array(each, dtype=np.int32) for each in encoded["input_ids"]]
     unknown = np.zeros(len(ids), dtype=np.int64)
     batch = Shard(ids, unknown, tokenizer.pad_token_id).collate(range(len(ids)))
+    return most_likely(texts, task, logits(batch.ids, batch.mask))
+
+
+def most_likely(asked: Sequence[str], task: Task, scores: Array) -> list[Answer]:
+    """Give the label of the highest score of each, of scores of shape (asked, labels)."""
     return [
-        Answer(text=text, label=task.labels[int(row.argmax())], probability=float(row.max()))
-        for text, row in zip(texts, softmax(logits(batch.ids, batch.mask)), strict=True)
+        Answer(text=each, label=task.labels[int(row.argmax())], probability=float(row.max()))
+        for each, row in zip(asked, softmax(scores), strict=True)
     ]

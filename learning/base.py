@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,10 @@ Weights = Literal["nf4", "int8", "bf16", "fp32"]
 WEIGHTS_FILE = "model.safetensors"
 _MANIFEST = "base.json"
 _ENCODERS = {"bert"}
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
+IMAGE_MODELS = {"vit"}
+"""Model types that take pictures."""
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 # Small or sensitive: the pooler, the head that is trained (it has no weights yet), the scores.
 UNQUANTIZED = ["pooler", "classifier", "lm_head"]
 MASKED_HEAD = "cls"
@@ -71,18 +74,37 @@ def prepare(source: Path, out: Path, weights: Weights = "nf4") -> Base:
     """
     if not (source / "config.json").is_file():
         raise ModelMissing(f"{source} holds no config.json")
+    return write_base(
+        out, lambda: _load_source(source, weights), weights, source=source.resolve().name
+    )
+
+
+def write_base(
+    out: Path, make: Callable[[], tuple[Any, Any]], weights: Weights, *, source: str
+) -> Base:
+    """Write the base folder `out`, whole or not at all.
+
+    Parameters
+    ----------
+    make
+        Gives the model, its weights in the format `weights`, and the tokenizer.
+    source
+        What ``base.json`` says it was made from.
+
+    Raises
+    ------
+    PathUnwritable
+        `out` cannot be written, or holds something that is no base.
+    """
     _refuse_foreign(out)
     make_folder(out.parent)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        model, tokenizer = _load_source(source, weights)
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        _make_readable(part)
+        for each in make():
+            each.save_pretrained(part)
+        make_readable(part)
         files = {path.name: sha256_file(path) for path in sorted(part.iterdir())}
-        base = Base(
-            digest=_digest(files), weights=weights, source=source.resolve().name, files=files
-        )
+        base = Base(digest=_digest(files), weights=weights, source=source, files=files)
         write_atomic(part / _MANIFEST, msgspec.json.format(msgspec.json.encode(base)))
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
@@ -108,11 +130,11 @@ def _load_source(source: Path, weights: Weights) -> tuple[Any, Any]:
     Heads are left behind, but for the output matrix of a language model that has one of its own.
     """
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from quantization.weights import nf4_config, shrink
 
-    _quiet()
+    quiet()
     options = {"quantization_config": nf4_config(keep=UNQUANTIZED)} if weights == "nf4" else {}
     try:
         config = AutoConfig.from_pretrained(str(source))
@@ -124,13 +146,13 @@ def _load_source(source: Path, weights: Weights) -> tuple[Any, Any]:
         )
         if weights in {"int8", "bf16"}:
             shrink(model, weights, keep=UNQUANTIZED)
-        return model, AutoTokenizer.from_pretrained(str(source))
+        return model, load_companion(source)
     except Exception as error:  # a broken folder makes transformers raise nearly anything
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelMissing(f"{source} cannot be loaded: {why}") from error
 
 
-def _make_readable(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Give the modes of any other file: the temporary folder's are for one user alone."""
     folder.chmod(0o755)
     for path in folder.iterdir():
@@ -190,44 +212,71 @@ def load_model(folder: Path, task: Task) -> Any:
     ConfigInvalid
         The task's texts are longer than the base can take.
     ModelUnsupported
-        The base cannot do the task.
+        The base cannot do the task, or keeps no weights that can be trained in full.
     """
     import torch
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
+        AutoModelForImageClassification,
         AutoModelForMaskedLM,
         AutoModelForSequenceClassification,
     )
 
     from quantization.weights import keep_training_layout, leave_alone, loading_options
 
-    _quiet()
+    quiet()
     base = describe(folder)
+    weights = base.weights
+    require_trainable(task, weights)
     config = AutoConfig.from_pretrained(str(folder))
+    if task.adapter.kind == "full" and weights != "fp32":
+        del config.quantization_config  # as it says, they would be read to stay as they are
+        weights = "fp32"
     require_room(task, getattr(config, "max_position_embeddings", None))
-    for name in _DROPOUTS:
+    for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)
     kind = AutoModelForCausalLM
-    if task.kind == "classification":
+    sees = config.model_type in IMAGE_MODELS
+    if sees != (task.kind == "image-classification"):
+        raise ModelUnsupported(
+            f"{folder} is {config.model_type}, which {'sees pictures' if sees else 'reads text'}",
+            remedy="take the task image-classification for pictures (ViT), another one for text",
+        )
+    if task.classifies:
         config.num_labels = len(task.labels)
-        kind = AutoModelForSequenceClassification
+        kind = AutoModelForImageClassification if sees else AutoModelForSequenceClassification
     elif task.kind == "masked-lm":
         if config.model_type not in _ENCODERS:
             raise ModelUnsupported(
                 f"masked-lm needs an encoder (BERT), and {folder} is {config.model_type}",
                 remedy="take the task causal-lm for this base, or another base",
             )
-        if base.weights != "fp32":
+        if weights != "fp32":
             leave_alone(config.quantization_config, MASKED_HEAD)
         kind = AutoModelForMaskedLM
     model = kind.from_pretrained(
-        str(folder), config=config, dtype=torch.float32, **loading_options(base.weights)
+        str(folder), config=config, dtype=torch.float32, **loading_options(weights)
     )
-    if base.weights == "nf4":
+    if weights == "nf4":
         keep_training_layout(model)
     return model.requires_grad_(requires_grad=False)
+
+
+def require_trainable(task: Task, weights: str) -> None:
+    """Refuse to train all of a base that keeps its weights in too few bits.
+
+    Raises
+    ------
+    ModelUnsupported
+        A step is far below the distance of two numbers of 4 or of 8 bits.
+    """
+    if task.adapter.kind == "full" and weights not in {"fp32", "bf16"}:
+        raise ModelUnsupported(
+            f"the base keeps its weights in {weights}, which cannot be trained in full",
+            remedy="prepare the base with --weights bf16 (or fp32), or train LoRA on this one",
+        )
 
 
 def require_room(task: Task, places: int | None) -> None:
@@ -256,12 +305,21 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
+def load_companion(folder: Path) -> Any:
+    """Load what turns examples into numbers: the tokenizer, or for pictures the processor."""
+    from transformers import AutoConfig, AutoImageProcessor
+
+    if AutoConfig.from_pretrained(str(folder)).model_type in IMAGE_MODELS:
+        return AutoImageProcessor.from_pretrained(str(folder), use_fast=False)
+    return load_tokenizer(folder)
+
+
 def _digest(files: dict[str, str]) -> str:
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence notices that tell a user of this program nothing (new head, missing kernels)."""
     import logging
     import warnings

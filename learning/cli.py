@@ -1,4 +1,4 @@
-"""`ffm model prepare`, `ffm infer`, `ffm evaluate`: what a person does with a model by hand."""
+"""`ffm model`, `ffm infer`, `ffm evaluate`: what a person does with a model by hand."""
 
 from __future__ import annotations
 
@@ -35,8 +35,26 @@ def add_commands(commands: Any) -> None:
     merge.add_argument("--weights", choices=("int8", "fp32"), default="int8")
     merge.set_defaults(run=_merge)
 
+    new = actions.add_parser("new", help="a base of random weights, to be trained from scratch")
+    new.add_argument("out", type=Path, help="the base folder to write")
+    shape = new.add_mutually_exclusive_group(required=True)
+    shape.add_argument("--shape", help="llama-tiny, llama-mini, bert-tiny, vit-mnist, ...")
+    shape.add_argument("--config", type=Path, help="a config.json in Hugging Face format")
+    new.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="of text: a model or base that has it"
+    )
+    new.add_argument("--seed", type=int, default=0)
+    new.add_argument("--weights", choices=("bf16", "fp32"), default="fp32")
+    new.set_defaults(run=_new)
+
+    export = actions.add_parser("export", help="a fully trained model as a Hugging Face folder")
+    export.add_argument("adapter", type=Path, help="a trained adapter (full)")
+    export.add_argument("out", type=Path, help="the folder to write")
+    export.add_argument("--base", type=Path, help="base folder, if it has moved")
+    export.set_defaults(run=_export)
+
     infer = commands.add_parser("infer", help="answer with a trained adapter, on this machine")
-    infer.add_argument("text", nargs="+", help="one or more texts")
+    infer.add_argument("text", nargs="+", help="one or more texts, or files of pictures")
     _adapter_arguments(infer)
     infer.set_defaults(run=_infer)
 
@@ -52,7 +70,7 @@ def add_commands(commands: Any) -> None:
     )
     plan.add_argument("--base", type=Path, required=True, metavar="DIR", help="prepared base")
     plan.add_argument("--profile", default="laptop-cpu", help="a shipped name or a TOML file")
-    plan.add_argument("--adapter", choices=("lora", "prompt"), default="lora")
+    plan.add_argument("--adapter", choices=("lora", "prompt", "full"), default="lora")
     plan.add_argument("--rank", type=int, default=8)
     plan.add_argument("--top-layers", type=int, default=0, help="0: all layers get the adapter")
     plan.add_argument("--length", type=int, default=64, help="tokens per example")
@@ -85,6 +103,38 @@ def _prepare(arguments: argparse.Namespace) -> int:
     source = base.bundled_minilm() if arguments.source == "minilm" else Path(arguments.source)
     found = base.prepare(source, arguments.out, arguments.weights)
     sys.stdout.write(f"{arguments.out}: {found.weights}, digest {found.digest}\n")
+    return 0
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from ffm_common.errors import ConfigInvalid
+    from learning import scratch
+
+    if arguments.config is not None:
+        config = scratch.read_config(arguments.config)
+    elif arguments.shape in scratch.SHAPES:
+        config = dict(scratch.SHAPES[arguments.shape])
+    else:
+        raise ConfigInvalid(
+            f"--shape {arguments.shape}: there is none of that name",
+            remedy=f"take one of {', '.join(scratch.SHAPES)}, or give --config",
+        )
+    found = scratch.new(
+        arguments.out,
+        config,
+        tokenizer=arguments.tokenizer,
+        seed=arguments.seed,
+        weights=arguments.weights,
+    )
+    sys.stdout.write(f"{arguments.out}: {found.weights}, digest {found.digest}\n")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from learning.export import export
+
+    export(arguments.adapter, arguments.out, base_folder=arguments.base)
+    sys.stdout.write(f"{arguments.out}: opens with from_pretrained\n")
     return 0
 
 

@@ -57,11 +57,15 @@ class Border(msgspec.Struct, frozen=True):
 
 
 class Score(msgspec.Struct, frozen=True):
-    """Sum of cross-entropies (nats), and how many of the targets scored were hit."""
+    """Sum of cross-entropies (nats), and how many of the targets scored were hit.
+
+    `each` is every target's cross-entropy, float64, shape (targets,), where the engine tells it.
+    """
 
     loss: float
     right: int
     scored: int
+    each: NDArray[np.float64] | None = None
 
 
 class Scorer(Protocol):
@@ -101,8 +105,9 @@ def score_of(logits: Array, targets: NDArray[np.int64]) -> Score:
     """Score logits of shape (targets, outputs) against target indices, shape (targets,)."""
     chances = softmax(logits)
     hit = chances[np.arange(len(targets)), targets]
-    loss = -float(np.log(np.maximum(hit, np.finfo(np.float64).tiny)).sum())
-    return Score(loss, int((chances.argmax(axis=1) == targets).sum()), len(targets))
+    each = -np.log(np.maximum(hit, np.finfo(np.float64).tiny))
+    right = int((chances.argmax(axis=1) == targets).sum())
+    return Score(float(each.sum()), right, len(targets), each)
 
 
 def softmax(logits: Array) -> NDArray[np.float64]:

@@ -64,13 +64,15 @@ def verify(folder: Path) -> Source:
 
 
 def require_task(source: Source, task: Task) -> None:
-    """Refuse a task that an exported step was not written for.
+    """Refuse a task that an exported step was not written for, or a base does not serve.
 
     Raises
     ------
     ModelUnsupported
-        Another kind, other labels or another adapter, or longer texts.
+        A step: another kind, other labels or another adapter, or longer texts. A base: its weights
+        are kept in too few bits to be trained.
     """
+    base.require_trainable(task, source.weights)
     made_for = source.task
     if made_for is None:
         return
@@ -82,7 +84,7 @@ def require_task(source: Source, task: Task) -> None:
     if not same or task.training.max_length > made_for.training.max_length:
         raise ModelUnsupported(
             "the training step was exported for another task than the federation's",
-            remedy="export it again from the hub's configuration (ffm hub export)",
+            remedy="export it again from the hub's configuration (ffm hub export-step)",
         )
 
 

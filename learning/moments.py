@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from ffm_common.tensors import Array
 
-_BLOCK = 256
+BLOCK = 256
+"""Parts that are read or written by themselves begin at a multiple of it."""
+
 # The lowest level, relative to a block's largest value; the second moment is a square.
 _LOWEST_MEAN, _LOWEST_SQUARE = 1e-3, 1e-6
 
@@ -27,11 +29,11 @@ class Moment(Protocol):
     def parts(self) -> dict[str, NDArray[Any]]:
         """Name the arrays it is made of, to be read, or written in place."""
 
-    def get(self) -> Array:
-        """Give the values, to be changed as one likes."""
+    def get(self, part: slice) -> Array:
+        """Give some of the values, flat, to be changed as one likes."""
 
-    def put(self, values: Array, chance: np.random.Generator) -> None:
-        """Replace the values; if they must be rounded, then by `chance`."""
+    def put(self, part: slice, values: Array, chance: np.random.Generator) -> None:
+        """Replace them; if they must be rounded, then by `chance`."""
 
 
 class Whole:
@@ -44,13 +46,13 @@ class Whole:
         """Name the one array."""
         return {"": self._values}
 
-    def get(self) -> Array:
+    def get(self, part: slice) -> Array:
         """Give the values themselves."""
-        return self._values
+        return self._values.reshape(-1)[part]
 
-    def put(self, values: Array, chance: np.random.Generator) -> None:  # noqa: ARG002
-        """Replace the values."""
-        self._values = values
+    def put(self, part: slice, values: Array, chance: np.random.Generator) -> None:  # noqa: ARG002
+        """Replace them, unless they are the same memory already."""
+        self._values.reshape(-1)[part] = values
 
 
 class Packed:
@@ -63,11 +65,10 @@ class Packed:
     """
 
     def __init__(self, shape: tuple[int, ...], *, squares: bool) -> None:
-        self._shape = shape
         self._squares = squares
         self._size = int(np.prod(shape))
-        blocks = -(-self._size // _BLOCK)
-        self.codes = np.zeros((blocks, _BLOCK), np.uint8 if squares else np.int8)
+        blocks = -(-self._size // BLOCK)
+        self.codes = np.zeros((blocks, BLOCK), np.uint8 if squares else np.int8)
         self.scales = np.zeros((blocks, 1), np.float32)
         self._levels = _levels(squares=squares)
 
@@ -75,24 +76,33 @@ class Packed:
         """Name the codes and the scales."""
         return {"": self.codes, "-scale": self.scales}
 
-    def get(self) -> Array:
-        """Give the values, unpacked."""
-        found: Array = self._levels[np.abs(self.codes.astype(np.int16))] * self.scales
+    def get(self, part: slice) -> Array:
+        """Give some of the values, unpacked."""
+        rows, count = self._rows(part)
+        codes = self.codes[rows]
+        found: Array = self._levels[np.abs(codes.astype(np.int16))] * self.scales[rows]
         if not self._squares:
-            found *= np.sign(self.codes)
-        return found.reshape(-1)[: self._size].reshape(self._shape)
+            found *= np.sign(codes)
+        return found.reshape(-1)[:count]
 
-    def put(self, values: Array, chance: np.random.Generator) -> None:
-        """Replace the values, each rounded to a level beside it by `chance`."""
-        blocks = np.zeros(self.codes.shape, np.float32)
-        blocks.reshape(-1)[: self._size] = values.reshape(-1)
+    def put(self, part: slice, values: Array, chance: np.random.Generator) -> None:
+        """Replace them, each rounded to a level beside it by `chance`."""
+        rows, count = self._rows(part)
+        blocks = np.zeros(self.codes[rows].shape, np.float32)
+        blocks.reshape(-1)[:count] = values
         sizes = np.abs(blocks)
-        self.scales = sizes.max(axis=1, keepdims=True)
-        sizes /= np.where(self.scales > 0, self.scales, np.float32(1))
+        scales = sizes.max(axis=1, keepdims=True)
+        self.scales[rows] = scales
+        sizes /= np.where(scales > 0, scales, np.float32(1))
         codes = _rounded(sizes, self._levels, chance)
         if self._squares:
             codes = np.maximum(codes, 1)
-        self.codes = (codes if self._squares else codes * np.sign(blocks)).astype(self.codes.dtype)
+        self.codes[rows] = codes if self._squares else codes * np.sign(blocks)
+
+    def _rows(self, part: slice) -> tuple[slice, int]:
+        """Give the blocks that a part lies in, and how many values it has."""
+        start, end, _ = part.indices(self._size)
+        return slice(start // BLOCK, -(-end // BLOCK)), end - start
 
 
 def _levels(*, squares: bool) -> Array:

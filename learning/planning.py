@@ -6,7 +6,9 @@ Imports no torch: the supervisor plans, and a worker process takes the probe's s
 from __future__ import annotations
 
 import json
+import math
 import platform
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -14,13 +16,17 @@ from pathlib import Path
 from ffm_common.errors import ModelMissing
 from ffm_common.task import Task
 from learning import base, engines
+from learning.images.geometry import Geometry
 from learning.probe import ProbeJob, ProbeResult, ProbeStep
 from learning.process import Worker
 from profiles.calibration import Calibrated, Point, fit
 from profiles.limits import Limits, find_allocator, trims_early
 from profiles.planner import Demand, counted_mb
-from profiles.shapes import SCORED_AT_ONCE, Work, from_config, operations
+from profiles.shapes import SCORED_AT_ONCE, ModelShape, Work, from_config, operations
 
+# Names in a model: of what is in a layer, and of what lies below all layers.
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
+_WORDS = re.compile(r"(?:^|\.)(?:embeddings|embed_tokens)\.")
 # The probe's micro-batches, as shares of the work of one optimizer step.
 _SHARES = (1 / 8, 1 / 4, 1 / 2)
 _LEAST_TOKENS = 16
@@ -42,7 +48,7 @@ def demand(folder: Path, task: Task, *, update_bits: float, down_bits: float) ->
     ConfigInvalid
         The task's texts are longer than the base can take.
     ModelUnsupported
-        The folder holds a training step for another task.
+        The folder holds a training step for another task, or weights that cannot be trained.
     """
     source = engines.describe(folder)
     engines.require_task(source, task)
@@ -52,7 +58,7 @@ def demand(folder: Path, task: Task, *, update_bits: float, down_bits: float) ->
     except (OSError, ValueError, KeyError) as error:
         raise ModelMissing(f"{folder}: cannot read the model's shape: {error}") from error
     base.require_room(task, config.get("max_position_embeddings"))
-    classifies = task.kind == "classification"
+    sees = task.kind == "image-classification"
     training = task.training
     ranks = task.adapter.ranks if task.adapter.kind == "lora" else ()
     return Demand(
@@ -66,15 +72,41 @@ def demand(folder: Path, task: Task, *, update_bits: float, down_bits: float) ->
         targets=task.adapter.targets,
         top_layers=task.adapter.top_layers,
         prompt_tokens=task.adapter.prompt_tokens,
-        outputs=len(task.labels) if classifies else shape.vocabulary,
-        chunk=0 if classifies else SCORED_AT_ONCE,
+        whole=_whole(folder, task, shape) if task.adapter.kind == "full" else 0,
+        outputs=len(task.labels) if task.classifies else shape.vocabulary,
+        chunk=0 if task.classifies else SCORED_AT_ONCE,
         masked=task.kind == "masked-lm",
         batch_size=training.batch_size,
-        max_length=training.max_length,
+        max_length=Geometry.of(folder).places if sees else training.max_length,
+        pictures=sees,
         local_steps=training.local_steps,
         update_bits=update_bits,
         down_bits=down_bits,
     )
+
+
+def _whole(folder: Path, task: Task, shape: ModelShape) -> int:
+    """Count what a full adapter trains of a base, by what its weights file says it holds."""
+    below = shape.layers - task.adapter.top_layers if task.adapter.top_layers else 0
+    found = 0
+    for name, sizes in _shapes_in(folder / base.WEIGHTS_FILE).items():
+        layer = _LAYER.search(name)
+        lowest = below <= 0 or (layer is not None and int(layer[1]) >= below)
+        above = layer is None and not _WORDS.search(name)
+        used = task.kind == "classification" or "pooler." not in name
+        if used and (lowest or above):
+            found += math.prod(sizes)
+    return found
+
+
+def _shapes_in(path: Path) -> dict[str, list[int]]:
+    """Read names and shapes from the head of a safetensors file; no library, no weights."""
+    try:
+        with path.open("rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, ValueError) as error:
+        raise ModelMissing(f"cannot read {path}: {error}") from error
+    return {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}
 
 
 def calibration_key(folder: Path, task: Task, limits: Limits) -> str:
@@ -179,7 +211,7 @@ def _steps(asked: Demand) -> tuple[ProbeStep, ...]:
     sizes: list[tuple[int, int]] = []
     for share in _SHARES:
         wanted = max(_LEAST_TOKENS, round(tokens * share))
-        length = min(asked.max_length, wanted)
+        length = asked.max_length if asked.pictures else min(asked.max_length, wanted)
         size = (max(1, round(wanted / length)), length)
         if size not in sizes:
             sizes.append(size)

@@ -57,20 +57,27 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
     from learning.adam import Adam
     from learning.engine import IGNORED, Batch
     from learning.engines import describe, open_engine
+    from learning.images.geometry import Geometry
     from learning.products import fastest
     from profiles.shapes import MASKED_SHARE
 
     found: list[Measured] = []
     rng = np.random.default_rng(0)
     folder = Path(job.base)
-    products = fastest() if describe(folder).engine == "torch" else "fp32"
+    frozen = describe(folder).engine == "torch" and job.task.adapter.kind != "full"
+    products = fastest() if frozen else "fp32"
     engine = open_engine(folder, job.task, threads=job.threads, products=products)
     tensors = engine.read()
+    kept = engine.read()  # the version, which an update is the difference to
     adam = Adam(tensors, dict.fromkeys(tensors, 0.0))
     for number, step in enumerate(job.steps, 1):
         engine.set_checkpointing(on=step.checkpointing)
-        ids = rng.integers(3, engine.vocabulary, (step.batch, step.length))
-        if job.task.kind == "classification":
+        if job.task.kind == "image-classification":
+            g = Geometry.of(folder)
+            ids = rng.integers(0, 256, (step.batch, g.channels, g.height, g.width))
+        else:
+            ids = rng.integers(3, engine.vocabulary, (step.batch, step.length))
+        if job.task.classifies:
             targets = rng.integers(0, len(job.task.labels), step.batch)
         elif job.task.kind == "causal-lm":
             targets = np.roll(ids, -1, axis=1)
@@ -83,8 +90,12 @@ def probe(job: ProbeJob, _folder: Path, report: process.Report) -> ProbeResult:
         times = []
         for _ in range(_REPEATS):
             started = time.perf_counter()
+            sums = {name: np.zeros_like(array) for name, array in kept.items()}
             loss, gradients = engine.gradients(batch)
-            adam.step(tensors, gradients)
+            for name, gradient in gradients.items():
+                sums[name] += gradient
+            del gradients
+            adam.step(tensors, sums)
             engine.write(tensors)
             times.append(time.perf_counter() - started)
         found.append(Measured(peak_mb=process.peak_memory_mb(), seconds=min(times)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ffm_common import tensors as shape
 from ffm_common.errors import AdapterInvalid, LossNotFinite
 from ffm_common.task import Training
 from ffm_common.tensors import Array
+from learning import checkpoint as checkpoints
 from learning.adam import Adam
-from learning.engine import Engine, Scorer
+from learning.engine import Engine, Score, Scorer
 from learning.texts.batches import Shard
 
-_EVALUATION_BATCH = 32
+EVALUATION_BATCH = 32
+"""Examples in memory at once where nobody asks for fewer."""
 # The PEFT names of trained heads: a classifier's, and a masked language model's.
 _HEADS = (".classifier.", ".transform.")
 
@@ -142,6 +143,7 @@ class Trainer:
             total += float(share) * loss
             for name, gradient in gradients.items():
                 sums[name] += share * gradient
+            del gradients  # or the next batch's would stand beside them
         for name, start in self._start.items():
             sums[name] += self._proximal * (self._tensors[name] - start)
         if not math.isfinite(total) or not all(np.isfinite(g).all() for g in sums.values()):
@@ -150,16 +152,15 @@ class Trainer:
         return float(np.float32(total)), sums
 
     def _save(self, path: Path) -> None:
-        state = {"losses": np.array(self.losses, dtype=np.float32)}
-        # Every number of 8 bits is a float32, too.
-        state |= {name: array.astype(np.float32) for name, array in self._parts().items()}
-        shape.save(path, state)
+        losses = np.array(self.losses, dtype=np.float32)
+        checkpoints.save(path, {"losses": losses, **self._parts()})
 
     def _resume(self, path: Path) -> None:
-        state = shape.load(path)
+        state = checkpoints.load(path)
         losses = state.pop("losses", None)
-        expected = {name: array.shape for name, array in self._parts().items()}
-        if losses is None or {name: array.shape for name, array in state.items()} != expected:
+        expected = {name: (array.shape, array.dtype) for name, array in self._parts().items()}
+        found = {name: (array.shape, array.dtype) for name, array in state.items()}
+        if losses is None or found != expected:
             raise AdapterInvalid(f"{path} is a checkpoint of another adapter")
         self.losses = [float(loss) for loss in losses]
         self._adam.count = self.step
@@ -173,23 +174,75 @@ class Trainer:
         return values | self._adam.state()
 
 
-def evaluate(engine: Scorer, shard: Shard) -> Measure:
+def evaluate(
+    engine: Scorer, shard: Shard, *, most: int | None = None, batch: int = EVALUATION_BATCH
+) -> Measure:
     """Measure an engine's adapter on a shard, in batches of like lengths.
+
+    Parameters
+    ----------
+    most
+        How many examples, the first of the shard, are measured at most; None is all.
+    batch
+        Examples in memory at once.
 
     Raises
     ------
     LossNotFinite
         The adapter gives NaN: there is nothing to measure.
     """
-    scores = [
-        engine.score(batch) for batch in shard.micro_batches(range(len(shard)), _EVALUATION_BATCH)
-    ]
-    scored = sum(score.scored for score in scores)
-    loss = sum(score.loss for score in scores)
+    examples = len(shard) if most is None else min(len(shard), most)
+    return measure_of(score_each(engine, shard, range(examples), batch), examples)
+
+
+def score_each(
+    engine: Scorer, shard: Shard, places: Sequence[int], batch: int = EVALUATION_BATCH
+) -> list[Score]:
+    """Score some examples of a shard, in batches of like lengths, in an order of the shard's."""
+    return [engine.score(each) for each in shard.micro_batches(places, batch)]
+
+
+def measure_of(scores: Iterable[Score], examples: int) -> Measure:
+    """Sum scores up.
+
+    Raises
+    ------
+    LossNotFinite
+        As `evaluate`.
+    """
+    found = list(scores)
+    scored = sum(score.scored for score in found)
+    loss = sum(score.loss for score in found)
     if not math.isfinite(loss):
         raise LossNotFinite(f"the evaluation loss is {loss}")
     return Measure(
         loss=loss / scored,
-        accuracy=sum(score.right for score in scores) / scored,
-        examples=len(shard),
+        accuracy=sum(score.right for score in found) / scored,
+        examples=examples,
     )
+
+
+class Losses(msgspec.Struct, frozen=True):
+    """Losses to be compared in pairs: of single examples, or of batches where no more is known.
+
+    Parameters
+    ----------
+    sums
+        Of cross-entropies, nats: float64, shape (pairs,).
+    scored
+        How many targets each sum is over: int64, shape (pairs,).
+    """
+
+    sums: NDArray[np.float64]
+    scored: NDArray[np.int64]
+
+
+def losses_of(scores: Iterable[Score]) -> Losses:
+    """Take scores apart."""
+    sums: list[NDArray[np.float64]] = []
+    scored: list[NDArray[np.int64]] = []
+    for score in scores:
+        each = np.array([score.loss]) if score.each is None else score.each
+        sums.append(each)
+        scored.append(np.full(len(each), score.scored // len(each), np.int64))
+    return Losses(np.concatenate(sums), np.concatenate(scored))

@@ -53,6 +53,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
         Format of its weights: ``nf4``, ``int8``, ``bf16``, ``fp32``.
     kind, rank, targets, top_layers, prompt_tokens
         The adapter.
+    whole
+        Of ``full``: how many of the base's own parameters are trained.
     smaller_ranks
         That may be trained in place of `rank`.
     outputs
@@ -63,6 +65,9 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     masked
         A masked language model: few positions have scores, a head of one matrix is trained, and
         every epoch shows other tokens, so that nothing can be kept.
+    pictures
+        Examples are pictures: `max_length` is how many places one has, no fewer can be taken, and
+        nothing below the adapter is kept.
     batch_size, max_length, local_steps
         As the federation wants them.
     update_bits, down_bits
@@ -79,9 +84,11 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[str, ...]
     top_layers: int = 0
     prompt_tokens: int
+    whole: int = 0
     outputs: int
     chunk: int
     masked: bool = False
+    pictures: bool = False
     batch_size: int
     max_length: int
     local_steps: int
@@ -98,6 +105,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
         head = self.shape.hidden * self.outputs + self.outputs if self.chunk == 0 else 0
         if self.masked:  # a matrix, its bias, and the scales and shifts of a norm
             head = self.shape.hidden * (self.shape.hidden + 3)
+        if self.kind == "full":  # a masked language model has a bias for every word, too
+            return head + self.whole + (self.outputs if self.masked else 0)
         if self.kind == "prompt":
             return head + self.prompt_tokens * self.shape.hidden
         return head + lora_parameters(self.shape, self.targets, self.rank, self.frozen_layers)
@@ -118,6 +127,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
             checkpointing=checkpointing,
             frozen_layers=self.frozen_layers,
             cached=cached,
+            whole=self.kind == "full",
         )
 
 
@@ -232,7 +242,7 @@ def _quality(found: Plan) -> tuple[int, bool, int]:
 
 
 def _candidates(profile: Profile, demand: Demand, calibrations: Calibrated) -> Iterator[Plan]:
-    for length in _lengths(demand.max_length):
+    for length in [demand.max_length] if demand.pictures else _lengths(demand.max_length):
         for batch in _batches(demand.batch_size):
             for checkpointing in (False, True):
                 yield predict(
@@ -259,7 +269,8 @@ def predict(
     work = demand.work(batch, length, checkpointing=checkpointing)
     accumulation = -(-demand.batch_size // batch)
     seconds = accumulation * calibration.seconds(operations(demand.shape, work))
-    caches = demand.frozen_layers > 0 and demand.engine == "torch" and not demand.masked
+    fixed = not (demand.masked or demand.pictures)
+    caches = demand.frozen_layers > 0 and demand.engine == "torch" and fixed
     kept = demand.work(batch, length, checkpointing=checkpointing, cached=caches)
     parameters = demand.adapter_parameters()
     watts = profile.load_watts
@@ -311,13 +322,18 @@ def _remedy(profile: Profile, demand: Demand, calibrations: Calibrated) -> str:
             ways.append(f"rank {rank}: {_words(max(fitting, key=_quality))}")
             break
         rank //= 2
-    if demand.engine == "torch":
+    if demand.kind == "full":
+        if not demand.top_layers:
+            ways.append("the top layers alone (adapter.top_layers), or LoRA")
+    elif demand.engine == "torch":
         exported = msgspec.structs.replace(demand, engine="onnx")
         guessed = guess(profile, exported)
         fitting = [p for p in _candidates(profile, exported, guessed) if p.memory_mb <= limit]
         if fitting:
             best = max(fitting, key=_quality)
-            ways.append(f"a training step instead of the base (ffm hub export): {_words(best)}")
+            ways.append(
+                f"a training step instead of the base (ffm hub export-step): {_words(best)}"
+            )
     boards = [profiles.load(name) for name in profiles.names()]
     for board in sorted(boards, key=lambda board: board.memory_mb):
         fitting = [

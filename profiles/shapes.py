@@ -40,7 +40,7 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     family
-        ``encoder`` (BERT) or ``decoder`` (Llama).
+        ``encoder`` (BERT, ViT) or ``decoder`` (Llama).
     layers, hidden, intermediate, vocabulary
         As in the model's configuration.
     heads, kv_heads
@@ -83,11 +83,11 @@ def from_config(config: dict[str, Any], weights_mb: float) -> ModelShape:
     """Read a shape from a Hugging Face ``config.json``; KeyError names what is not there."""
     heads = int(config["num_attention_heads"])
     return ModelShape(
-        family="encoder" if config["model_type"] == "bert" else "decoder",
+        family="encoder" if config["model_type"] in {"bert", "vit"} else "decoder",
         layers=int(config["num_hidden_layers"]),
         hidden=int(config["hidden_size"]),
         intermediate=int(config["intermediate_size"]),
-        vocabulary=int(config["vocab_size"]),
+        vocabulary=0 if config["model_type"] == "vit" else int(config["vocab_size"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         weights_mb=weights_mb,
@@ -113,6 +113,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         Layers below the adapter's lowest: no backward pass gets there.
     cached
         Whether what those give is there already.
+    whole
+        The trained parameters are the layers' own.
     """
 
     batch: int
@@ -124,6 +126,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     checkpointing: bool = False
     frozen_layers: int = 0
     cached: bool = False
+    whole: bool = False
 
 
 def lora_parameters(
@@ -161,28 +164,35 @@ def activation_mb(shape: ModelShape, work: Work) -> float:
 
 def state_mb(shape: ModelShape, work: Work) -> float:
     """Count the adapter, its gradients and both moments, and the largest dequantized matrix, MB."""
-    # Values here and in the engine, gradients and their sum, two scratch; then two moments.
+    # Values here and in the engine, gradients and their sum, two scratch; then two moments. Where
+    # all is trained, the two are the weights and what an update is the difference to.
     copies = 6 + (0.5 if work.adapter_parameters >= PACKED_FROM else 2)
-    return (copies * work.adapter_parameters + 2 * shape.largest_matrix()) * _FLOAT / 2**20
+    matrices = 2 * shape.largest_matrix()
+    if work.whole:  # both gradients of a tied table, and a share of their sum
+        matrices = 3 * max(shape.vocabulary * shape.hidden, shape.largest_matrix())
+    return (copies * work.adapter_parameters + matrices) * _FLOAT / 2**20
 
 
 def operations(shape: ModelShape, work: Work) -> float:
-    """Count floating-point operations of forward and backward pass over a frozen base.
+    """Count floating-point operations of forward and backward pass.
 
-    4 per parameter and token (forward 2, gradient of activations 2), 6 with recomputation; the
-    adapter's own weights 6; attention scores and their use, twice as much backward. The layers
-    below the adapter run forward alone, or not at all where their outputs are kept.
+    4 per parameter and token of a frozen base (forward 2, gradient of activations 2), 6 with
+    recomputation; the adapter's own weights 6; attention scores and their use, twice as much
+    backward. The layers below the adapter run forward alone, or not at all where their outputs are
+    kept. Where the layers' own weights are trained, their gradients are 2 more, and scores are made
+    twice.
     """
     tokens = work.batch * work.length
     trained = shape.layers - work.frozen_layers
     forward_only = 0 if work.cached else work.frozen_layers
     linear = shape.linear_parameters() / shape.layers * tokens
     attention = 4 * work.batch * work.length**2 * shape.hidden
-    scores = 4 * shape.hidden * work.outputs * work.scored
+    scores = (8 if work.whole else 4) * shape.hidden * work.outputs * work.scored
     again = 1 if work.checkpointing else 0
+    own = 2 * trained * linear if work.whole else 6 * work.adapter_parameters * tokens
     return (
         trained * ((4 + 2 * again) * linear + (3 + again) * attention)
         + forward_only * (2 * linear + attention)
-        + 6 * work.adapter_parameters * tokens
+        + own
         + scores
     )

@@ -188,6 +188,8 @@ def _frozen(layer: Any, codes: Any, scales: Any) -> Any:
 def _layers(model: Any, keep: list[str]) -> Iterator[tuple[Any, str, Any]]:
     """Give (owner, name, layer) of every linear layer and of the table of words."""
     words = model.get_input_embeddings()
+    if not isinstance(words, torch.nn.Embedding):
+        words = None  # what cuts a picture into patches
     for path, owner in model.named_modules():
         if not set(path.split(".")) & set(keep):
             for name, layer in owner.named_children():

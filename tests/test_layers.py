@@ -27,6 +27,7 @@ HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "onnx", 
 HEAVY_AT_TOP = {
     "learning.torch.lean",
     "learning.torch.cut",
+    "learning.torch.full",
     "learning.torch.loss",
     "learning.onnx.artifacts",
     "learning.onnx.attention",

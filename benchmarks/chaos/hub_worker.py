@@ -13,6 +13,7 @@ from ffm_common.files import make_folder, write_atomic
 from ffm_common.tensors import content_digest
 from hub import carried, worker
 from hub.downlink import encode
+from hub.record import Record
 from hub.worker import ADAPTER, BLOB, CARRIED, VersionJob, VersionResult
 from learning import adapter, process
 
@@ -49,7 +50,7 @@ def make_version(job: VersionJob, folder: Path, report: process.Report) -> Versi
         carried=carried.digest(carry),
         forgot=False,
         measure=None,
-        public_loss=None,
+        record=Record(),
         seconds=time.monotonic() - started,
         peak_memory_mb=process.peak_memory_mb(),
     )

@@ -11,10 +11,11 @@ import msgspec
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors
-from hub.candidate import Counted, add_up
+from hub.candidate import Counted, Settings, add_up
 from hub.config import HubConfig
 from hub.downlink import Before, encode
 from hub.ledger import UpdateRow
+from hub.record import Record
 
 BlobOf: TypeAlias = Callable[[UpdateRow, Tensors], bytes]
 """Gives the container of a counted update, made from these tensors."""
@@ -55,6 +56,13 @@ def replay(
     made: list[Replayed] = []
     chain = 0
     wanted, before = first, None
+    settings = Settings(
+        adapter=config.adapter,
+        server=config.server,
+        defence=config.defence,
+        policy=config.public.policy,
+    )
+    record = Record()
     for version in range(len(counted) + 1):
         carry = make_folder(scratch / str(version))
         if version:
@@ -64,15 +72,17 @@ def replay(
                 path = scratch / row.digest
                 path.write_bytes(blob_of(row, current))
                 updates.append(Counted(row.agent, str(path), row.examples))
-            wanted = add_up(
+            found = add_up(
                 current,
                 updates,
-                adapter=config.adapter,
+                settings=settings,
                 base=base,
-                server=config.server,
+                record=record,
                 carried=carried,
                 carry=carry,
-            ).tensors
+            )
+            wanted = found.tensors
+            record = Record(state=found.step.state, medians=found.step.medians)
             before = Before(version - 1, current, carried)
         sent = encode(
             wanted,

@@ -257,7 +257,7 @@ class Town:
                 "deadline_s": self.setting.deadline_s,
                 "grace_s": GRACE_S,
             },
-            "public": {"train": "public.jsonl", "evaluation": "test.jsonl", "steps": 0},
+            "public": {"train": "public.jsonl", "evaluation": "test.jsonl", "policy": "never"},
         }
         write_atomic(home / "hub.toml", to_toml(hub).encode())
         for name, shard in zip(self.names, split.agents, strict=True):

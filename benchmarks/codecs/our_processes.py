@@ -62,7 +62,7 @@ def ours(work: Path, asked: Federation) -> Iterator[SocketRow]:
             training=training,
             versions=asked.versions,
             deadline_s=_NEVER_S,
-            public_steps=0,
+            policy="never",
             codec=asked.up,
             seed=asked.seed,
         )

@@ -165,7 +165,11 @@ def _write(folder: Path, base_at: Path, agents: int) -> Path:
                 "base": str(base_at.resolve()),
                 "codec_up": _CODEC,
                 "broker": {"kind": "mosquitto", "port": free_port()},
-                "public": {"train": "public.jsonl", "evaluation": "public.jsonl", "steps": 0},
+                "public": {
+                    "train": "public.jsonl",
+                    "evaluation": "public.jsonl",
+                    "policy": "never",
+                },
                 "adapter": {"rank": _RANK},
                 "versions": {"buffer": agents + 1, "min_updates": agents + 1},
             }

@@ -15,8 +15,9 @@ from benchmarks.simulation import Arena, Federation, simulate
 from ffm_common import tensors as shape
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors
-from hub.switching.policy import flat, policy_of
+from hub.switching.policy import policy_of
 from hub.switching.record import Decision
+from hub.switching.warmup import until_flat
 from learning.texts.data import Example
 from learning.trainer import Trainer
 
@@ -25,8 +26,8 @@ Apart: TypeAlias = Literal["public-only", "centralized", "alone"]
 ARMS: tuple[Federated | Apart, ...] = (*get_args(Federated), *get_args(Apart))
 
 _TEST = 300
-# A warm-up is looked at after every so many steps, and ends when it gains no more, or here.
-_STRETCH, _LONGEST = 10, 150
+# A warm-up ends when it gains no more, or here.
+_LONGEST = 150
 # The same with everybody's data in one place.
 _CENTRAL_STEPS = 400
 _ALONE = 5
@@ -148,15 +149,12 @@ def _until_flat(
     training = arena.task.training
     shard, held_out = arena.shard(examples), arena.shard(check)
     trainer = Trainer(arena.engine, shard, training, micro_batch=training.batch_size, seed=seed)
-    losses: list[float] = []
-    best = arena.engine.read()
-    while trainer.step < longest and not flat(losses):
-        trainer.run(trainer.step + _STRETCH)
+
+    def judge() -> tuple[dict[str, Array], float]:
         found = arena.engine.read()
-        losses.append(arena.score(found, held_out).loss)
-        if losses[-1] == min(losses):
-            best = found
-    return best
+        return found, arena.score(found, held_out).loss
+
+    return until_flat(trainer, judge, longest=longest).state
 
 
 def _ends(arena: Arena, ends: Sequence[dict[str, Array]], setting: Setting) -> Outcome:

@@ -41,6 +41,18 @@ _ABSURD = 1e3
 _FLAGGED = 0.25
 
 
+class Length(msgspec.Struct, frozen=True):
+    """An update as it counts, that is clipped: its weight, and squared lengths.
+
+    Of slices that are clipped each for itself the squares are summed, as if they were orthogonal:
+    `hub.products.split` leaves rows of A so, and columns of B nearly.
+    """
+
+    weight: float
+    products: float
+    rest: float
+
+
 class Defended(msgspec.Struct, frozen=True, kw_only=True):
     """The new tensors and how they came about.
 
@@ -48,6 +60,8 @@ class Defended(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     judgements
         Agent id -> what was found.
+    lengths
+        Of the updates with a weight: how much they scatter follows from these.
     medians
         Part of an update -> running median of its norm, to be given to the next version.
     notes
@@ -56,6 +70,7 @@ class Defended(msgspec.Struct, frozen=True, kw_only=True):
 
     aggregate: Aggregate
     judgements: dict[str, Judgement]
+    lengths: tuple[Length, ...]
     medians: dict[str, float]
     notes: tuple[str, ...]
 
@@ -123,7 +138,13 @@ def defend(
         )
         for place, name in enumerate(stacks.names)
     }
-    return Defended(aggregate=made, judgements=judgements, medians=seen.bounds, notes=tuple(notes))
+    return Defended(
+        aggregate=made,
+        judgements=judgements,
+        lengths=_lengths(seen, verdict.weights),
+        medians=seen.bounds,
+        notes=tuple(notes),
+    )
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -240,6 +261,18 @@ def _judge(
         members=owners[found.members],
     )
     return verdict, cosines
+
+
+def _lengths(seen: _Seen, weights: Exact) -> tuple[Length, ...]:
+    """Measure the updates that count."""
+    products, rest = np.zeros(len(weights)), np.zeros(len(weights))
+    for part in seen.parts:
+        squares = np.maximum(np.diag(seen.grams[part.name])[: len(weights)], 0)
+        (rest if part.name == OTHERS else products)[:] += seen.scales[part.name] ** 2 * squares
+    return tuple(
+        Length(float(weights[place]), float(products[place]), float(rest[place]))
+        for place in np.flatnonzero(weights > 0)
+    )
 
 
 def _spread(values: Exact, places: NDArray[np.int64], count: int) -> Exact:

@@ -5,9 +5,11 @@ federated step g_F counts as noisy and the public step g_S as biased: the device
 model is for. A public step that is longer than g_F is brought to its length; a shorter one stays,
 since the length of a g_F that is mostly noise says little. With variances v_F and v_S and the
 squared bias b2, the mixed step ``(1 - lambda) g_F + lambda g_S`` misses the devices' true step by
-``(1 - lambda)^2 v_F + lambda^2 (v_S + b2)`` in the mean square, which is least at
+``(1 - lambda)^2 v_F + lambda^2 (v_S + b2)`` in the mean square. Noise is drawn anew for each
+version, the bias is the same again: where a step lasts T versions, what T of them miss together is
+``T ((1 - lambda)^2 v_F + lambda^2 (v_S + T b2))``, which is least at
 
-    lambda = v_F / (v_F + v_S + b2).
+    lambda = v_F / (v_F + v_S + T b2).
 
 As ``E |g_F - g_S|^2 = v_F + v_S + b2``, the bias follows from what is seen. All numbers are shares
 of |g_F|^2, the mean of its two spaces (`Squares`), so that no unit and no step size matters.
@@ -27,6 +29,13 @@ from hub.switching.scatter import Group, variance_of_one
 
 LARGEST = 0.7
 """Of lambda: the federation always has a say."""
+
+LASTING = 5.0
+"""T: versions that a step lasts, until later ones have made it good.
+
+T variances add up to T v, but T like biases to T b, that is T^2 b2 in squares: T times as much for
+each. Five versions of 10 or 20 is what a first look at `benchmarks.ffm` found better than one.
+"""
 
 # A number is the plain mean of what was seen in the first versions, then mostly what it was.
 _KEEP = 0.8
@@ -106,16 +115,17 @@ def _adapt(used: Numbers | None, budget: float) -> tuple[float, str]:
     """Give lambda, and the number that it owes most to."""
     if used is None:
         return 0.0, "nothing is known yet of how much steps scatter"
-    whole = used.v_f + used.v_s + used.b2
+    missed = LASTING * used.b2
+    whole = used.v_f + used.v_s + missed
     best = used.v_f / whole if whole > 0 else 0.0
     share = min(best, LARGEST) * budget
     if budget < 1:
         why = "devices' own loss rose after public steps: the budget is cut"
     elif best > LARGEST:
         why = "the federated step is mostly noise: as much public data as is allowed"
-    elif used.v_f >= max(used.v_s, used.b2):
+    elif used.v_f >= max(used.v_s, missed):
         why = "the federated step's noise outweighs what the public step misses"
-    elif used.b2 >= used.v_s:
+    elif missed >= used.v_s:
         why = "the public step leads elsewhere than the federation"
     else:
         why = "the public step is the noisier one"
@@ -184,10 +194,11 @@ def _weigh(
 
 
 def _noise(steps: Group) -> float | None:
-    """Give the variance of one step as a share of its squared length."""
-    if steps.single:
-        return None
+    """Give the variance of one step as a share of its squared length; None: it tells nothing."""
     each = _relative(steps.each, steps.mean)
+    # Steps that stand still have a mean all the same: of rounding alone.
+    if steps.single or not each:
+        return None
     return variance_of_one(each, 1.0, steps.crowding) / each
 
 

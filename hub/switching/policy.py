@@ -62,7 +62,7 @@ def policy_of(name: str) -> Policy:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise ConfigInvalid(f"policy is {name!r}, it must be {_NAMES}")
+        raise ConfigInvalid(f"{name!r} is no policy, it must be {_NAMES}")
     return Policy(kind="fixed", share=share)
 
 

@@ -258,6 +258,11 @@ def _check(task: Task, config: dict[str, Any]) -> None:
             f"a {task.kind} on {config.get('model_type')} cannot be exported, only on"
             f" {' or '.join(kinds)}"
         )
+    if task.adapter.kind == "full":
+        raise ModelUnsupported(
+            "an exported step multiplies with frozen weights, and a full adapter has none",
+            remedy="give the boards the base itself (torch), or train LoRA or a prompt",
+        )
     if task.kind == "causal-lm" and not config.get("tie_word_embeddings"):
         raise ModelUnsupported("the base has an output matrix of its own, which is not exported")
     base.require_room(task, config["max_position_embeddings"])

@@ -100,6 +100,11 @@ def _check(task: Task, where: Path, out: Path) -> None:
             "a soft prompt is no change of the weights and cannot be merged into them",
             remedy="answer with the adapter itself (ffm infer --adapter), or train LoRA",
         )
+    if task.adapter.kind == "full":
+        raise ModelUnsupported(
+            "only LoRA is merged into an ONNX model",
+            remedy="write the trained model as a folder of its own (ffm model export)",
+        )
     if task.kind != "classification":
         raise ModelUnsupported(f"only classifiers answer with labels, not a {task.kind}")
     if missing := [name for name in tokens.FILES if not (where / name).is_file()]:

@@ -52,6 +52,12 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def holding(
+        self, ids: Sequence[NDArray[np.int32]], targets: NDArray[np.integer] | None
+    ) -> Shard:
+        """Give a shard of the same kind with other examples."""
+        return Shard(ids, targets, self.pad)
+
     def draw(self, size: int, seed: int, step: int) -> list[int]:
         """Give the examples of one step: consecutive slices of a fresh shuffle per epoch."""
         total = len(self.ids)

@@ -146,19 +146,31 @@ class Part(NamedTuple):
     last: bool
 
 
-def stream_texts(path: Path, *, text: str | None = None) -> Iterator[Part]:
+def stream_texts(
+    path: Path,
+    *,
+    text: str | None = None,
+    part_characters: int = PART_CHARACTERS,
+    open_end: bool = True,
+) -> Iterator[Part]:
     """Read the texts of `path` for a language model, one after the other.
 
     A ``.txt`` file holds documents parted by ``<|endoftext|>``; without any it is one document.
-    A document of more than `PART_CHARACTERS` comes in parts, cut at the end of a line or word. Of a
+    A longer document than `part_characters` comes in parts, cut at the end of a line or word. Of a
     table (CSV, TSV, JSONL, Parquet) the column `text` is taken.
+
+    Without the `open_end`, the last part of a text file is left out if no ``<|endoftext|>`` ends
+    it: all other parts stay as they are when the file grows.
 
     Raises
     ------
     DataMissing, DataEmpty, DataFormat, DataColumns
         Each says what is wrong and where.
     """
-    parts = _plain_parts(path) if path.suffix.lower() == ".txt" else _cells_of(path, text or "text")
+    if path.suffix.lower() == ".txt":
+        parts = _plain_parts(path, part_characters, open_end=open_end)
+    else:
+        parts = _cells_of(path, text or "text")
     empty = True
     for part in parts:
         empty = False
@@ -261,10 +273,10 @@ def _cells_of(path: Path, column: str) -> Iterator[Part]:
             yield Part(text, last=True)
 
 
-def _plain_parts(path: Path) -> Iterator[Part]:
+def _plain_parts(path: Path, most: int, *, open_end: bool) -> Iterator[Part]:
     """Part a text file into documents, blank ones left out, without blanks around them."""
     held, begun = "", False
-    for line in chain(plain_lines(path), [END_OF_TEXT]):
+    for line in chain(plain_lines(path), [END_OF_TEXT] if open_end else []):
         *ended, rest = line.split(END_OF_TEXT)
         for end in ended:
             document = held + end
@@ -275,13 +287,13 @@ def _plain_parts(path: Path) -> Iterator[Part]:
         held += rest
         if not begun:
             held = held.lstrip()
-        while len(held) >= PART_CHARACTERS:
-            cut = _cut(held)
+        while len(held) >= most:
+            cut = _cut(held, most)
             yield Part(held[:cut], last=False)
             held, begun = held[cut:], True
 
 
-def _cut(text: str) -> int:
+def _cut(text: str, most: int) -> int:
     """Say where to end a part: after a line, else before the blank of a word, else anywhere."""
-    line = text.rfind("\n", 0, PART_CHARACTERS) + 1
-    return line or max(text.rfind(" ", 0, PART_CHARACTERS), 0) or PART_CHARACTERS
+    line = text.rfind("\n", 0, most) + 1
+    return line or max(text.rfind(" ", 0, most), 0) or most

@@ -78,6 +78,14 @@ class MaskedShard(Shard):
         super().__init__(ids, None, pad)
         self._masks = masks
 
+    def holding(
+        self,
+        ids: Sequence[NDArray[np.int32]],
+        targets: NDArray[np.integer] | None,  # noqa: ARG002 - made of the ids
+    ) -> MaskedShard:
+        """Give a shard of the same kind with other examples."""
+        return MaskedShard(ids, self.pad, self._masks)
+
     def collate(self, places: Sequence[int]) -> Batch:
         """Pad to the longest of them, and hide tokens."""
         batch = super().collate(places)

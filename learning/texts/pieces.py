@@ -64,8 +64,18 @@ def packed(parts: Iterable[Part], tokenizer: Any, max_length: int) -> Iterator[P
     ------
     DataEmpty
         There were not two tokens to learn from; said at the end.
+    ModelUnsupported
+        The tokenizer has no token that ends a text.
     """
-    for block in _blocks(parts, tokenizer, max_length, tokenizer.eos_token_id):
+    # An encoder's tokenizer, taken for a model from scratch, has a separator in its place.
+    ends = (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None))
+    end = next((each for each in ends if each is not None), None)
+    if end is None:
+        raise ModelUnsupported(
+            "the base's tokenizer has no token for the end of a text",
+            remedy="take a base whose tokenizer has one (eos_token)",
+        )
+    for block in _blocks(parts, tokenizer, max_length, end):
         yield Piece(block, -1)
 
 

@@ -44,6 +44,13 @@ class Cut:
         numbers = "|".join(map(str, range(self.layers)))
         return rf".*\.{self._name}\.({numbers})\..*"
 
+    def parameters_below(self) -> Iterator[Any]:
+        """Give what has no part in anything above: the tables of words and places, the layers."""
+        words = "embeddings" if self._encodes else "embed_tokens"
+        yield from getattr(self._network, words).parameters()
+        for layer in getattr(self._holder, self._name)[: self.layers]:
+            yield from layer.parameters()
+
     def never_checkpoint_below(self) -> None:
         """Keep no input of a frozen layer: nothing below the border is ever computed again."""
         for layer in getattr(self._holder, self._name)[: self.layers]:

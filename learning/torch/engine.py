@@ -22,6 +22,8 @@ from profiles.calibration import Products
 
 if TYPE_CHECKING:  # it imports torch
     from learning.torch.cut import Cut
+    from learning.torch.full import Differences
+    from learning.torch.pixels import Pixels
 
 _PROMPT = "prompt_encoder.default.embedding.weight"
 
@@ -42,6 +44,7 @@ class TorchEngine:
         is clearly faster. bfloat16 rounds each product to 8 bits, relative to its own size and
         without bias: far less than NF4 has rounded the weights, and than one batch differs from the
         next. Norms, the residual stream, the adapter, its gradients and its steps stay float32.
+        Where all is trained, all is float32.
 
     Raises
     ------
@@ -50,7 +53,7 @@ class TorchEngine:
     ConfigInvalid
         The task's texts are longer than the base can take.
     ModelUnsupported
-        The base cannot do the task.
+        The base cannot do the task, or keeps no weights that can be trained.
     """
 
     def __init__(
@@ -67,41 +70,54 @@ class TorchEngine:
         self._folder = folder
         self._task = task
         self._trimmer = Trimmer()
+        full = task.adapter.kind == "full"
+        if full:
+            products = "fp32"
         self.products: Products = fastest() if products == "auto" else products
         self._dtype = torch_dtype(self.products)
         model = base.load_model(folder, task)
         self._cut = _cut(model, task.adapter.top_layers)
         use_products(model, self._dtype, keep=[*base.UNQUANTIZED, base.MASKED_HEAD])
-        self.model = _attach(model, folder, task, self._cut)
+        _start_head(model, task)
+        self._differences = _differences(model, self._cut) if full else None
+        self.model = model if full else _attach(model, folder, task, self._cut)
+        # What transformers knows: PEFT's own module has that inside.
+        self._network = model if full else self.model.get_base_model()
         lean.make_lean(self.model)
-        if task.kind == "classification":
+        if task.kind == "classification":  # of text, which BERT's pooler reads
             lean.pool_early(model.base_model)
         if self.products == "bf16":
             lean.narrow_between(self.model, self._dtype)
         self.model.train()  # below PEFT's own module, what was loaded is in inference mode
         self.set_checkpointing(on=checkpointing)
-        self._parameters: Mapping[str, Any] = {
-            _state_name(name): parameter
-            for name, parameter in sorted(self.model.named_parameters())
-            if parameter.requires_grad
-        }
+        self._parameters: Mapping[str, Any] = (
+            {
+                _state_name(name): parameter
+                for name, parameter in sorted(self.model.named_parameters())
+                if parameter.requires_grad
+            }
+            if self._differences is None
+            else self._differences.parameters
+        )
+        self._spec = spec_digest(self._parameters)
+        self._pictures = _pictures(folder, task)
 
     @property
     def vocabulary(self) -> int:
         """How many tokens the base knows."""
-        return int(self.model.get_base_model().config.vocab_size)
+        return int(self._network.config.vocab_size)
 
     @property
     def border(self) -> Border | None:
-        """Where the adapter begins; None if it is on all layers."""
-        if self._cut is None:
+        """Where the adapter begins; None if it is on all layers, or below it are pictures."""
+        if self._cut is None or self._pictures is not None:
             return None
-        width = int(self.model.get_base_model().config.hidden_size)
+        width = int(self._network.config.hidden_size)
         return Border(base.describe(self._folder).digest, self._cut.layers, width)
 
     def set_checkpointing(self, *, on: bool) -> None:
         """Choose whether activations are computed again in the backward pass."""
-        inner = self.model.get_base_model()
+        inner = self._network
         if on:
             inner.gradient_checkpointing_enable({"use_reentrant": False})
             if self._cut is not None:
@@ -111,6 +127,8 @@ class TorchEngine:
 
     def read(self) -> dict[str, Array]:
         """Copy the adapter's tensors out, in canonical order."""
+        if self._differences is not None:
+            return {name: array.copy() for name, array in self._differences.held.items()}
         return {
             name: self._parameters[name].detach().numpy().copy()
             for name in sorted(self._parameters)
@@ -120,8 +138,11 @@ class TorchEngine:
         """Put tensors in; AdapterInvalid if names or shapes differ."""
         import torch
 
-        if spec_digest(tensors) != spec_digest(self.read()):
+        if spec_digest(tensors) != self._spec:
             raise AdapterInvalid("the tensors do not fit this base and adapter")
+        if self._differences is not None:
+            self._differences.write(tensors)
+            return
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
@@ -133,7 +154,7 @@ class TorchEngine:
         self._set_training(on=True)
         targets = torch.from_numpy(batch.targets)
         loss: Any
-        if self._task.kind == "classification":
+        if self._task.classifies:
             loss = torch.nn.functional.cross_entropy(self._scores(batch), targets)
         else:
             loss = self._language_loss(batch)
@@ -147,7 +168,7 @@ class TorchEngine:
         """Measure the adapter on a batch, in inference mode."""
         import torch
 
-        if self._task.kind == "classification":
+        if self._task.classifies:
             return score_of(self._answers(batch), batch.targets)
         from learning.torch.loss import chunked_score
 
@@ -181,7 +202,10 @@ class TorchEngine:
             self.model.train(on)
 
     def save_config(self, folder: Path) -> None:
-        """Write ``adapter_config.json`` as PEFT does."""
+        """Write ``adapter_config.json`` as PEFT does; a full adapter is none of PEFT's kinds."""
+        if self._differences is not None:
+            make_folder(folder)
+            return
         config = self.model.peft_config["default"]
         config.base_model_name_or_path = str(self._folder.resolve())
         config.inference_mode = True
@@ -204,6 +228,9 @@ class TorchEngine:
         """Give what the network is to be called with: at its bottom, or at the border."""
         import torch
 
+        if self._pictures is not None:
+            yield {"pixel_values": self._pictures.values(batch.ids)}
+            return
         mask = torch.from_numpy(batch.mask)
         if batch.hidden is None:
             yield {"input_ids": torch.from_numpy(batch.ids), "attention_mask": mask}
@@ -225,7 +252,7 @@ class TorchEngine:
         hidden = self._hidden(batch)
         targets = torch.from_numpy(batch.targets)
         wanted = targets != IGNORED
-        inner = self.model.get_base_model()
+        inner = self._network
         hidden = hidden[wanted]
         if self._task.kind == "masked-lm":
             hidden = inner.cls.predictions.transform(hidden)
@@ -235,8 +262,8 @@ class TorchEngine:
         """Run the transformer without its head; a soft prompt goes before the embedded tokens."""
         import torch
 
-        inner = self.model.get_base_model()
-        if self._task.adapter.kind == "lora":
+        inner = self._network
+        if self._task.adapter.kind != "prompt":
             with self._entering(batch) as inputs:
                 return inner.base_model(**inputs, use_cache=False)[0]
         ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
@@ -264,20 +291,43 @@ def _cut(model: Any, top_layers: int) -> Cut | None:
     return Cut(model.base_model, below) if top_layers and below > 0 else None
 
 
-def _attach(model: Any, folder: Path, task: Task, cut: Cut | None) -> Any:
-    import peft
+def _start_head(model: Any, task: Task) -> None:
+    """Set a head that the base lacks; all that is drawn after it follows the seed, too."""
     import torch
 
-    from learning.torch import prompt
-
     torch.manual_seed(task.seed)
-    if task.kind == "classification":
+    if task.classifies and task.adapter.kind == "full":
+        # Not random: it is the same everywhere, so that differences to it mean the same.
+        for parameter in model.classifier.parameters():
+            torch.nn.init.zeros_(parameter)
+    elif task.classifies:
         # The head too starts from the seed, not from whatever was drawn while loading.
         model.classifier.reset_parameters()
     elif task.kind == "masked-lm":
         # As it is: a random matrix would first have to find the way back to the words' vectors.
         torch.nn.init.eye_(model.cls.predictions.transform.dense.weight)
         torch.nn.init.zeros_(model.cls.predictions.transform.dense.bias)
+
+
+def _pictures(folder: Path, task: Task) -> Pixels | None:
+    if task.kind != "image-classification":
+        return None
+    from learning.torch.pixels import Pixels
+
+    return Pixels(folder)
+
+
+def _differences(model: Any, cut: Cut | None) -> Differences:
+    from learning.torch.full import Differences
+
+    return Differences(model, cut)
+
+
+def _attach(model: Any, folder: Path, task: Task, cut: Cut | None) -> Any:
+    import peft
+
+    from learning.torch import prompt
+
     try:
         found = peft.get_peft_model(model, _peft_config(task.kind, task.adapter, cut))
     except ValueError as error:
@@ -295,7 +345,8 @@ def _attach(model: Any, folder: Path, task: Task, cut: Cut | None) -> Any:
 def _peft_config(kind: str, adapter: Adapter, cut: Cut | None) -> Any:
     import peft
 
-    # PEFT has no name for masked language models, and needs none.
+    # PEFT has no name for masked language models and for pictures, and needs none but their heads'.
+    heads = {"masked-lm": ["transform"], "image-classification": ["classifier"]}
     types = {"classification": peft.TaskType.SEQ_CLS, "causal-lm": peft.TaskType.CAUSAL_LM}
     type_ = types.get(kind)
     if adapter.kind == "lora":
@@ -306,7 +357,7 @@ def _peft_config(kind: str, adapter: Adapter, cut: Cut | None) -> Any:
             lora_dropout=0.0,
             target_modules=list(adapter.targets),
             exclude_modules=cut.below() if cut is not None else None,
-            modules_to_save=["transform"] if kind == "masked-lm" else None,
+            modules_to_save=heads.get(kind),
         )
     return peft.PromptTuningConfig(task_type=type_, num_virtual_tokens=adapter.prompt_tokens)
 

@@ -67,20 +67,62 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return gradient * outer[0], None, None, None
 
 
+class _TrainedCrossEntropy(torch.autograd.Function):
+    """The same where the output layer is trained: its scores are made again for the gradients.
+
+    What a row of the matrix gets depends on the sum over all rows, which is known at the end only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, head: Any, targets: Any) -> Any:  # noqa: PLR0917
+        sums = _Sums(targets)
+        for start, _, scores in _slabs(hidden, head, torch.float32):
+            sums.add(start, scores)
+        ctx.save_for_backward(hidden, weight, bias, targets, sums.highest + sums.total.log())
+        ctx.head = head
+        return sums.losses().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        hidden, weight, bias, targets, whole = ctx.saved_tensors
+        to_hidden = torch.zeros_like(hidden)
+        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        to_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
+        scale = outer[0] / len(targets)
+        for start, matrix, scores in _slabs(hidden, ctx.head, torch.float32):
+            errors = scores.sub_(whole).exp_()
+            end = start + len(matrix)
+            (found,) = torch.nonzero((targets >= start) & (targets < end), as_tuple=True)
+            errors[found, targets[found] - start] -= 1
+            errors *= scale
+            to_hidden.addmm_(errors, matrix)
+            if to_weight is not None:
+                torch.mm(errors.T, hidden, out=to_weight[start:end])
+            if to_bias is not None:
+                to_bias[start:end] = errors.sum(dim=0)
+        return to_hidden, to_weight, to_bias, None, None
+
+
 def chunked_cross_entropy(hidden: Any, head: Any, targets: Any, products: Any) -> Any:
     """Give the mean cross-entropy (nats), differentiable with respect to `hidden`.
+
+    And to the output matrix and to its bias, where one is trained; all is float32 then.
 
     Parameters
     ----------
     hidden
         Float tensor of shape (targets, hidden).
     head
-        The frozen output layer, for `vocabulary` scores; a bias is added to them if it has one.
+        The output layer, for `vocabulary` scores; a bias is added to them if it has one.
     targets
         Int64 tensor of shape (targets,).
     products
         Dtype of the products with the output matrix; all sums are float32.
     """
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        return _TrainedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, head, targets
+        )
     return _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, head, targets, products
     )

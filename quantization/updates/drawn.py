@@ -33,7 +33,7 @@ class Drawn:
         """Give the scales; what has been drawn from this seed comes back to the last bit."""
         scales = [
             np.linalg.norm(part.astype(np.float64)) / np.linalg.norm(draws.astype(np.float64))
-            for part, draws in _parts(flat, sizes, _draw(seed, flat.size))
+            for part, draws in _parts(flat, sizes, draw(seed, flat.size))
             if part.size
         ]
         return write_scales(np.array(scales, np.float64).astype(np.float32))
@@ -44,7 +44,7 @@ class Drawn:
         if len(stream) != SCALE_BYTES * len(full):
             raise UpdateInvalid(f"stream of {len(stream)} bytes for {len(full)} drawn tensors")
         scales = read_scales(stream, len(full), float(np.finfo(np.float32).max))
-        return _draw(seed, sum(sizes)) * np.repeat(scales, full)
+        return draw(seed, sum(sizes)) * np.repeat(scales, full)
 
 
 def redraw(tensors: Tensors, seed: int) -> dict[str, Array]:
@@ -54,8 +54,8 @@ def redraw(tensors: Tensors, seed: int) -> dict[str, Array]:
     return layout.split(codec.decode(codec.encode(flat, layout.sizes, seed), layout.sizes, seed))
 
 
-def _draw(seed: int, count: int) -> Array:
-    """Draw uniform values in (-1, 1)."""
+def draw(seed: int, count: int) -> Array:
+    """Draw uniform values in (-1, 1), float32: the same bits on every machine."""
     stream = hashlib.shake_128(seed.to_bytes(8, "little")).digest(2 * count)
     whole = np.frombuffer(stream, "<u2").astype(np.int32) - _HALF
     return ((2 * whole + 1) / np.float32(2 * _HALF)).astype(np.float32)

@@ -35,7 +35,7 @@ def test_a_pi_zero_learns_the_real_minilm_beside_a_board_with_torch(
         versions={"count": 1, "buffer": 2},
         training={"local_steps": 3, "batch_size": 8, "max_length": 32},
     )
-    export = town.start("hub", "export", "step", "--config", "hub/hub.toml", log="export")
+    export = town.start("hub", "export-step", "step", "--config", "hub/hub.toml", log="export")
     assert export.wait(60) == 0, export.said()
     assert "nf4" in export.output()
 
@@ -67,11 +67,11 @@ def test_a_pi_zero_learns_the_real_minilm_beside_a_board_with_torch(
 
 def test_a_step_for_another_task_is_refused_with_what_to_do(town: Town) -> None:
     town.write_hub(adapter={"rank": 4})
-    export = town.start("hub", "export", "step", "--config", "hub/hub.toml", log="export")
+    export = town.start("hub", "export-step", "step", "--config", "hub/hub.toml", log="export")
     assert export.wait(60) == 0, export.said()
     town.write_hub(adapter={"rank": 8})
     town.write_agent("zero", base="../step")
     town.start_hub()
     zero = town.start_agent("zero")
-    town.until(lambda: "ffm hub export" in zero.said(), "the agent's complaint")
+    town.until(lambda: "ffm hub export-step" in zero.said(), "the agent's complaint")
     assert "another task" in zero.said()

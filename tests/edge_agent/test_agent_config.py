@@ -54,6 +54,8 @@ def test_the_broker_may_be_given_as_a_url(tmp_path: Path) -> None:
         ("[data]", '[broker]\nurl = "http://broker"\n[data]', "broker.url"),
         ("[data]", '[broker]\nca = "ca.pem"\n[data]', "broker.ca"),
         ("[data]", "[data]\nlable = 1", "data.lable"),
+        ("[data]", "[data]\nheld_out = 0.6", "data.held_out"),
+        ("[data]", "[data]\nheld_out = -0.1", "data.held_out"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(

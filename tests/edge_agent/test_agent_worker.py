@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.worker import RESIDUAL, UPDATE, TrainJob, TrainResult, train
+from edge_agent.worker import MEASURED, RESIDUAL, UPDATE, Measured, TrainJob, TrainResult, train
 from ffm_common import tensors as shape
 from ffm_common.errors import UpdateInvalid, WorkerFailed
 from ffm_common.slices import take_slices
@@ -18,7 +18,8 @@ from ffm_common.tensors import Array
 from learning import base
 from learning.model import Learner
 from learning.process import Worker
-from learning.trainer import Trainer
+from learning.texts.data import Example, write_jsonl
+from learning.trainer import Trainer, evaluate
 from profiles.limits import Limits
 from quantization.updates.container import pack, read_header, shapes_of, unpack
 
@@ -229,6 +230,71 @@ def test_what_a_lossy_codec_leaves_out_goes_with_the_next_update(
     for name, array in exact.items():
         np.testing.assert_allclose(sent[name] + later[name], array + left[name], atol=1e-7)
     assert update(following)[2] == first, "trained again after a kill, it is the same update"
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Give a file of enough texts for some to be held out."""
+    path = tmp_path / "many.jsonl"
+    pairs = [(f"a cat of {n} years", "animal") for n in range(60)]
+    pairs += [(f"a saw with {n} teeth", "tool") for n in range(60)]
+    write_jsonl(path, [Example(text=text, label=label) for text, label in pairs])
+    return path
+
+
+def test_the_version_is_measured_on_what_is_held_out_and_training_is_the_same_for_it(
+    job: TrainJob, task: Task, minilm: Path, many: Path, tmp_path: Path
+) -> None:
+    few = msgspec.structs.replace(
+        task, training=msgspec.structs.replace(task.training, local_steps=2)
+    )
+    seen: list[int] = []
+    result = train(
+        msgspec.structs.replace(job, task=few, data=str(many), held_out=0.25),
+        tmp_path,
+        lambda step, *_: seen.append(step),
+    )
+    learner = Learner(minilm, few)
+    shard, held = learner.split(many, 0.25)
+    assert held is not None
+    assert len(held) > 4 * task.training.batch_size
+    wanted = evaluate(learner.engine, held, most=4 * task.training.batch_size, batch=4)
+    assert result.measured == Measured(
+        loss=wanted.loss, accuracy=wanted.accuracy, examples=wanted.examples
+    )
+    assert wanted.examples == 4 * task.training.batch_size
+    run = Trainer(learner.engine, shard, few.training, micro_batch=4, seed=5)
+    assert list(result.losses) == run.run(2)
+    assert result.examples == len(shard) == 120 - len(held)
+    assert seen == [1, 2]
+
+
+def test_a_worker_that_goes_on_does_not_measure_again(
+    job: TrainJob, task: Task, many: Path, tmp_path: Path
+) -> None:
+    few = msgspec.structs.replace(
+        task, training=msgspec.structs.replace(task.training, local_steps=1)
+    )
+    job = msgspec.structs.replace(job, task=few, data=str(many), held_out=0.25)
+    before = Measured(loss=0.125, accuracy=1.0, examples=1)
+    (tmp_path / MEASURED).write_bytes(msgspec.json.encode(before))
+    assert train(job, tmp_path, lambda *_: None).measured == before
+    (tmp_path / MEASURED).write_bytes(b"{half of it")
+    again = train(job, tmp_path, lambda *_: None).measured
+    assert again is not None
+    assert again.examples > 1
+    assert msgspec.json.decode((tmp_path / MEASURED).read_bytes(), type=Measured) == again
+
+
+def test_a_board_with_few_texts_trains_on_all_and_says_nothing(
+    job: TrainJob, task: Task, tmp_path: Path
+) -> None:
+    few = msgspec.structs.replace(
+        task, training=msgspec.structs.replace(task.training, local_steps=1)
+    )
+    result = train(msgspec.structs.replace(job, task=few, held_out=0.25), tmp_path, lambda *_: None)
+    assert (result.examples, result.measured) == (10, None)
+    assert not (tmp_path / MEASURED).exists()
 
 
 def test_a_version_of_another_base_is_refused_before_anything_is_trained(

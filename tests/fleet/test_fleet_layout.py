@@ -118,7 +118,7 @@ def test_hub_and_agents_read_what_is_written_for_them(tmp_path: Path) -> None:
         training=Training(learning_rate=3e-5),
         versions=7,
         deadline_s=12.5,
-        public_steps=2,
+        policy="fixed:0.3",
         codec="int8",
         seed=9,
     )
@@ -128,6 +128,7 @@ def test_hub_and_agents_read_what_is_written_for_them(tmp_path: Path) -> None:
     assert hub.config.training.learning_rate == 3e-5
     assert (hub.config.versions.count, hub.config.versions.buffer) == (7, 2)
     assert hub.config.broker.port == 1884
+    assert hub.config.public.policy == "fixed:0.3"
     assert hub.folder / "ledger.db" == layout.ledger
     assert read_labelled(hub.train, text="text", label="label")[0].label == "a\\b"
     for member, example in zip(members, examples, strict=False):

@@ -56,6 +56,8 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(
         ('federation = "town\\n"', "federation"),
         ('federation = ""', "federation"),
         ("[versions]\nbuffer = 0", "versions.buffer"),
+        ("[versions]\nmax_staleness = 20", "versions.max_staleness"),
+        ("[versions]\nbuffer = 4\nselect = 3", "versions"),
         ("[versions]\ndeadline_s = inf", "versions.deadline_s"),
         ("[versions]\ndeadline_s = nan", "versions.deadline_s"),
         ("[versions]\ngrace_s = inf", "versions.grace_s"),
@@ -63,6 +65,8 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(
         ("[broker]\nport = 65536", "broker.port"),
         ('[broker]\nkind = "rabbit"', "broker.kind"),
         ("[adapter]\nrank = 0", "adapter.rank"),
+        ("[defence]\nattackers = 0.5", "defence.attackers"),
+        ('[defence]\nrule = "best"', "defence.rule"),
         ("[training]\nlearning_rate = nan", "training.learning_rate"),
         ("[training]\nlocal_steps = 0", "training.local_steps"),
         ("[training]\nbatch_size = 0", "training.batch_size"),
@@ -77,6 +81,24 @@ def test_a_value_out_of_range_is_refused_with_its_key(
     with pytest.raises(ConfigInvalid) as caught:
         load(tmp_path, text)
     assert f"hub.toml: {named}: " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('policy = "sometimes"', "policy: 'sometimes' is no policy, it must be adaptive"),
+        ('policy = "fixed:2"', "policy"),
+        ("steps = 0", "steps"),
+        ("warmup_steps = -1", "warmup_steps"),
+        ("replay = 1.5", "replay"),
+        ("rate_scale = 0.5", "unknown key public.rate_scale"),
+    ],
+)
+def test_what_is_wrong_about_public_data_is_named(tmp_path: Path, line: str, named: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        load(tmp_path, f"{LEAST}{line}\n")
+    assert named in caught.value.message
+    assert "hub.toml: " in caught.value.message
 
 
 def test_a_url_is_of_an_external_broker(tmp_path: Path) -> None:

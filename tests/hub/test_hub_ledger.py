@@ -113,6 +113,29 @@ def test_a_new_ledger_holds_nothing(ledger: Ledger) -> None:
     assert ledger.pinned("federation") is None
 
 
+def test_an_update_counts_for_the_version_that_was_open_when_it_came(ledger: Ledger) -> None:
+    late = msgspec.structs.replace(update("pi-1", 2), counted_for=4)
+    assert ledger.add_update(late)
+    assert ledger.updates(2) == []
+    assert ledger.updates(4) == [late]
+    assert ledger.speaks("pi-1", 4)
+    assert not ledger.speaks("pi-1", 2)
+    assert not ledger.speaks("pi-1", 4, besides=2)
+    assert not ledger.speaks("pi-2", 4)
+
+
+def test_a_version_tells_the_digest_of_its_tensors(ledger: Ledger) -> None:
+    ledger.add_version(msgspec.structs.replace(version(3), content="ab" * 32))
+    assert ledger.content(3) == "ab" * 32
+    assert not ledger.content(4)
+
+
+def test_what_is_put_takes_the_place_of_what_was_there(ledger: Ledger) -> None:
+    ledger.put("asked", "one")
+    ledger.put("asked", "two")
+    assert ledger.pinned("asked") == "two"
+
+
 def test_an_update_counts_once_for_an_agent_and_a_version(ledger: Ledger) -> None:
     one = update("pi-1", 3)
     other = msgspec.structs.replace(one, digest="f" * 64, loss=0.5)

@@ -21,10 +21,14 @@ from hub.carried import digest
 from hub.config import HubConfig, Located, Public, Server
 from hub.downlink import RESIDUAL
 from hub.intake import Intake
-from hub.ledger import Ledger, VersionRow
+from hub.ledger import Ledger, VersionRow, VoteRow
 from hub.maker import Made, Maker
+from hub.public_files import PublicFiles
+from hub.record import Record, encode
 from hub.registry import Registry
+from hub.robust.defence import Defence
 from hub.server_optimizer import load_moments
+from hub.switching.record import Decision, State
 from hub.worker import BLOB, VersionJob, VersionResult, make_version
 from profiles import profile as profiles
 from quantization.updates.container import pack
@@ -32,6 +36,7 @@ from quantization.updates.container import pack
 BASE = "ab" * 32
 A, B = "layer.lora_A.weight", "layer.lora_B.weight"
 NESTEROV = Server(optimizer="nesterov", momentum=0.5)
+NO_DEFENCE = Defence(clip=False, company=False, trust=False)
 
 
 def adapter(seed: int, rank: int = 4) -> dict[str, Array]:
@@ -48,25 +53,32 @@ class Home:
     def __init__(self, folder: Path, task: Task) -> None:
         self._folder = folder
         self._task = task
-        self._ledger = Ledger(folder / "ledger.db")
+        self.ledger = Ledger(folder / "ledger.db")
+        self.public = make_folder(folder / "public")
         self.registry: Registry
         self.maker: Maker
         self.start()
 
-    def start(self, server: Server = NESTEROV) -> None:
+    def start(
+        self, server: Server = NESTEROV, defence: Defence = NO_DEFENCE, policy: str = "adaptive"
+    ) -> None:
         folder = self._folder
-        public = Public(train="none", evaluation="none")
         located = Located(
             config=HubConfig(
-                federation="f", base="none", public=public, server=server, codec_delta="fp32"
+                federation="f",
+                base="none",
+                public=Public(train="public", evaluation="none", policy=policy),
+                server=server,
+                defence=defence,
+                codec_delta="fp32",
             ),
             base=folder / "none",
             folder=folder,
-            train=folder / "none",
+            train=self.public,
             evaluation=folder / "none",
         )
         store = BlobStore(folder / "blobs")
-        self.registry = Registry(folder / "versions", folder / "carried", self._ledger, store, BASE)
+        self.registry = Registry(folder / "versions", folder / "carried", self.ledger, store, BASE)
         self.maker = Maker(
             located,
             BASE,
@@ -74,6 +86,8 @@ class Home:
             profiles.load("gateway"),
             folder=folder / "work",
             registry=self.registry,
+            ledger=self.ledger,
+            public=PublicFiles(self.public, self._task),
         )
 
     def updates(self, trained: list[Tensors]) -> list[Counted]:
@@ -106,17 +120,21 @@ class Home:
         for one in counted:
             if one.agent == spoil:
                 Path(one.path).write_bytes(Path(one.path).read_bytes()[:-1])
-        assert self.maker.make(counted, 0.0)
-        self.maker.close()
         work = self._folder / "work"
-        job = msgspec.json.decode((work / "job.json").read_bytes(), type=VersionJob)
         self.result: VersionResult = make_version(
-            msgspec.structs.replace(job, plain=True), work, lambda *_: None
+            msgspec.structs.replace(self.job(counted), plain=True), work, lambda *_: None
         )
         self.blob = (work / BLOB).read_bytes()
         return shape.load(work / "adapter" / "adapter_model.safetensors")
 
-    def commit(self, tensors: Tensors) -> None:
+    def job(self, counted: list[Counted]) -> VersionJob:
+        """Give what the worker is asked to do; it is ended at once."""
+        assert self.maker.make(counted, 0.0)
+        self.maker.close()
+        path = self._folder / "work" / "job.json"
+        return msgspec.json.decode(path.read_bytes(), type=VersionJob)
+
+    def commit(self, tensors: Tensors, record: Record | None = None) -> None:
         """Commit a version as if the worker had made these tensors of it."""
         version = self.registry.next
         made, carried = (make_folder(self._folder / "work" / name) for name in ("made", "carried"))
@@ -140,6 +158,7 @@ class Home:
             created=1e9,
             content=content_digest(tensors),
             carried=digest(carried),
+            record=encode(record or Record()),
         )
         self.registry.commit(row, made, carried)
 
@@ -150,7 +169,7 @@ class Home:
 
     def close(self) -> None:
         self.maker.close()
-        self._ledger.close()
+        self.ledger.close()
 
 
 @pytest.fixture
@@ -237,7 +256,7 @@ def turn(maker: Maker, now: float) -> Made | None:
     return None
 
 
-def test_a_refresh_that_fails_again_and_again_is_left_out_and_the_version_is_made(
+def test_training_that_fails_again_and_again_is_left_out_and_the_version_is_made(
     home: Home,
 ) -> None:
     """Real workers, which find no base model."""
@@ -252,7 +271,7 @@ def test_a_refresh_that_fails_again_and_again_is_left_out_and_the_version_is_mad
             now += 0.5
         delays.append(now - before)
     assert delays == [1, 2, 4, 8, 0]
-    assert "without refresh and evaluation" in home.maker.trouble
+    assert "without training and evaluation" in home.maker.trouble
     assert home.maker.make(counted, now)
     made = turn(home.maker, now)
     assert made is not None
@@ -288,7 +307,7 @@ def test_a_disk_that_refuses_the_work_is_waited_for_and_is_no_failure_of_it(
         assert not home.maker.ready(now + delay - 1)
         now += delay
         assert home.maker.ready(now)
-    assert "without refresh" not in home.maker.trouble
+    assert "without training" not in home.maker.trouble
     work.unlink()
     home.add_up([adapter(1)])
 
@@ -319,6 +338,7 @@ def test_an_update_of_a_rank_that_the_task_lets_in_is_counted(
     ledger = Ledger(tmp_path / "ledger.db")
     store = BlobStore(tmp_path / "blobs")
     intake = Intake(home.registry, ledger, store, mixed, BASE)
+    intake.open = True
     (one,) = home.updates([adapter(1, rank)])
     path = Path(one.path)
     blob = path.read_bytes()
@@ -329,3 +349,83 @@ def test_an_update_of_a_rank_that_the_task_lets_in_is_counted(
     assert intake.counted(0) == (wanted if counts else [])
     ledger.close()
     home.close()
+
+
+def decided(share: float, budget: float = 1.0, parent: int = 0) -> Record:
+    decision = Decision(policy="adaptive", share=share, budget=budget, why="")
+    return Record(parent=parent, decision=decision, state=State(budget=budget))
+
+
+def vote(home: Home, version: int, losses: list[float]) -> None:
+    for place, loss in enumerate(losses):
+        home.ledger.add_vote(
+            VoteRow(
+                agent=f"agent-{place}",
+                version=version,
+                loss=loss,
+                accuracy=None,
+                examples=9,
+                received=0.0,
+            )
+        )
+
+
+def test_what_the_version_before_has_learned_goes_into_the_next_job(home: Home) -> None:
+    record = Record(parent=0, medians={"others": 2.0}, reputation={"pi": 0.25})
+    home.commit(adapter(1), record)
+    assert home.job(home.updates([adapter(2)])).record == record
+    home.start()
+    assert home.job(home.updates([adapter(2)])).record == record
+
+
+def test_devices_whose_loss_rose_after_a_public_step_cut_the_budget_of_the_next(
+    home: Home,
+) -> None:
+    vote(home, 0, [1.0, 1.1, 0.9, 1.0])
+    vote(home, 1, [1.3, 1.4, 1.2, float("inf")])
+    home.commit(adapter(1), decided(0.4, budget=0.8))
+    job = home.job(home.updates([adapter(2)]))
+    assert job.record.state.budget == 0.4
+    assert "halved" in job.guard
+    home.start(policy="always")
+    job = home.job(home.updates([adapter(2)]))
+    assert (job.record.state.budget, job.guard) == (0.8, "")
+
+
+def test_after_a_rollback_the_version_that_was_built_on_is_compared(home: Home) -> None:
+    vote(home, 0, [1.0, 1.1, 0.9])
+    vote(home, 1, [9.0, 9.1, 8.9])
+    vote(home, 2, [0.9, 1.0, 0.8])
+    home.commit(adapter(1), decided(0.4))
+    home.commit(adapter(2), decided(0.4, budget=0.5, parent=0))
+    assert home.job([]).record.state.budget == pytest.approx(0.55)
+
+
+def test_public_files_are_new_until_a_version_was_trained_on_them(home: Home) -> None:
+    assert home.job([]).public is None  # the folder is empty
+    for name in ("one.csv", "two.csv"):
+        (home.public / name).write_text("text,label\nx y,a\nz,b\n")
+    home.start()
+    data = home.job([]).public
+    assert data is not None
+    assert data.steps == Task(labels=("a", "b")).training.local_steps
+    assert [file.new for file in data.files] == [True, True]
+    marks = {file.name: file.mark for file in data.files}
+    home.commit(adapter(1), Record(files={"one.csv": marks["one.csv"], "two.csv": "older"}))
+    data = home.job([]).public
+    assert data is not None
+    assert [file.new for file in data.files] == [False, True]
+    for policy in ("never", "warmup-then-federated"):
+        home.start(policy=policy)
+        assert home.job([]).public is None
+
+
+def test_an_update_that_is_far_too_long_is_clipped_and_told(home: Home) -> None:
+    home.start(defence=Defence())
+    long = {name: 50 * array for name, array in adapter(3).items()}
+    home.add_up([adapter(1), adapter(2), long])
+    judged = home.result.record.judgements
+    assert judged["agent-2"].norm > 5
+    assert judged["agent-2"].flagged
+    assert not judged["agent-0"].flagged
+    assert home.result.record.reputation["agent-2"] < home.result.record.reputation["agent-0"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hub.robust.reputation import NEW, renewed, rolled_back
+from hub.robust.reputation import KEPT, NEW, renewed, rolled_back
 
 
 def test_reputation_follows_an_agents_standing_and_leaves_absent_agents_alone() -> None:
@@ -16,3 +16,11 @@ def test_reputation_follows_an_agents_standing_and_leaves_absent_agents_alone() 
 
 def test_a_version_that_was_taken_back_halves_its_contributors_reputation() -> None:
     assert rolled_back({"a": 0.8, "b": 0.6}, ["a", "c"]) == {"a": 0.4, "b": 0.6, "c": NEW / 2}
+
+
+def test_those_are_kept_that_took_part_last() -> None:
+    held = renewed({}, {f"old-{number}": 1.0 for number in range(KEPT)})
+    held = renewed(held, {"old-1": 1.0, "new": 1.0})
+    assert len(held) == KEPT
+    assert "old-0" not in held
+    assert [*held][-2:] == ["old-1", "new"]

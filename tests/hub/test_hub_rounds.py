@@ -98,6 +98,60 @@ def test_a_deadline_goes_on_after_a_restart_and_stands_still_in_between() -> Non
     assert again.reason_to_close(10_060) == "deadline"
 
 
+def test_a_buffer_smaller_than_the_fleet_closes_while_others_are_still_at_work() -> None:
+    fleet = " ".join(f"0:{agent}+" for agent in "abcdefgh")
+    assert play(f"{fleet} 1:a! 1:b!").reason_to_close(1) is None
+    assert play(f"{fleet} 1:a! 1:b! 2:c!").reason_to_close(2) == "buffer"
+
+
+def test_what_came_before_the_version_was_open_counts_towards_its_buffer() -> None:
+    found = Round(RULES, "abcdef", ("a", "b"))
+    found.arrive("c", 0)
+    assert found.reason_to_close(0) is None
+    found.deliver("c")
+    assert found.reason_to_close(0) == "buffer"
+
+
+def test_only_those_that_are_asked_are_waited_for() -> None:
+    found = Round(RULES, "abcdef", (), asked="abc")
+    for agent in "abcdef":
+        found.arrive(agent, 0)
+    found.deliver("a")
+    found.deliver("b")
+    assert found.reason_to_close(99) is None
+    found.vanish("c", 20)
+    assert found.reason_to_close(29) is None
+    assert found.missing(29) == set()
+    assert found.missing(30) == {"c"}
+    assert found.reason_to_close(30) == "nobody else is there"
+    found.ask("d")  # in the place of c
+    assert found.reason_to_close(30) is None
+    found.deliver("d")
+    assert found.reason_to_close(30) == "buffer"
+
+
+def test_an_update_of_who_is_not_asked_counts_all_the_same() -> None:
+    found = Round(RULES, "abcdef", (), asked="abc")
+    for agent in "def":
+        found.deliver(agent)
+    assert found.reason_to_close(0) == "buffer"
+
+
+def test_while_fewer_are_asked_than_the_buffer_wants_others_may_still_come() -> None:
+    found = Round(RULES, (), (), asked=())
+    assert found.reason_to_close(1e9) is None
+    found.arrive("a", 0)
+    found.ask("a")
+    found.deliver("a")
+    assert found.reason_to_close(99) is None
+    assert found.reason_to_close(100) == "deadline"
+
+
+def test_who_has_delivered_and_left_is_not_missing() -> None:
+    found = play("0:a+ 1:a! 2:a- 2:b-")
+    assert found.missing(1e9) == {"b"}
+
+
 class AnyStory(RuleBasedStateMachine):
     """Whatever happens in whatever order, the rules hold."""
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ffm_common.errors import ConfigInvalid
 from ffm_common.tensors import Array, Tensors, add, subtract
 from hub.aggregation import Contribution, aggregate
-from hub.switching.decision import LARGEST, decide, room
+from hub.switching.decision import LARGEST, LASTING, decide, room
 from hub.switching.guard import guard
 from hub.switching.mixing import mix
 from hub.switching.policy import Policy, flat, policy_of
@@ -92,11 +92,20 @@ class World:
         return decide(policy, state or State(), federated=federated, public=public, apart=apart)
 
     def best(self) -> float:
-        """The share whose mixed step is nearest to the truth."""
+        """The share that misses least over as many versions as a step lasts.
+
+        Noise is another in each of them, so its squares add up; the bias is the same.
+        """
         federated, public = mean_of(self.steps), mean_of(self.halves)
-        public = public * np.float32(min(1.0, length(federated) / length(public)))
+        scale = np.float32(min(1.0, length(federated) / length(public)))
+        noise = federated - self.truth, scale * (public - self.other)
+        bias = scale * self.other - self.truth
         shares = np.linspace(0, 1, 201)
-        misses = [length((1 - share) * federated + share * public - self.truth) for share in shares]
+        misses = [
+            LASTING * length((1 - share) * noise[0] + share * noise[1]) ** 2
+            + (LASTING * share * length(bias)) ** 2
+            for share in shares
+        ]
         return float(shares[int(np.argmin(misses))])
 
 
@@ -164,7 +173,8 @@ def test_lambda_follows_from_the_numbers_that_are_recorded() -> None:
     decision = World(agents=6, noise=1.5, public_noise=1.0, bias=1.0).decide()
     used = decision.used
     assert used is not None
-    assert decision.share == pytest.approx(used.v_f / (used.v_f + used.v_s + used.b2))
+    whole = used.v_f + used.v_s + LASTING * used.b2
+    assert decision.share == pytest.approx(used.v_f / whole)
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.5])

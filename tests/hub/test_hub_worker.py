@@ -8,13 +8,19 @@ import pytest
 
 from ffm_common import tensors as shape
 from ffm_common.errors import AdapterInvalid
+from ffm_common.seeds import derive
 from ffm_common.task import Adapter, Task
-from ffm_common.tensors import Array
-from hub.candidate import Counted, add_up
+from ffm_common.tensors import Array, subtract
+from hub.aggregation import Contribution, aggregate
+from hub.candidate import Counted, Settings, add_up
 from hub.config import Server
+from hub.public_files import PublicData, PublicFile
+from hub.switching.mixing import mix
+from hub.switching.record import State
 from hub.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, make_version
 from learning import adapter, base
 from learning.model import Learner
+from learning.texts.data import Example, write_jsonl
 from learning.trainer import Trainer, evaluate
 from quantization.updates.chain import decode
 from quantization.updates.container import pack, shapes_of, unpack
@@ -22,24 +28,32 @@ from quantization.updates.container import pack, shapes_of, unpack
 
 @pytest.fixture
 def job(minilm: Path, task: Task, texts: Path) -> VersionJob:
-    """Give a job for version 0, which is a fresh adapter."""
+    """Give a job for version 0 without public data, which is a fresh adapter."""
     return VersionJob(
         base=str(minilm),
         base_digest=base.describe(minilm).digest,
         version=0,
         before=None,
         task=task,
+        settings=Settings(adapter=task.adapter, server=Server(optimizer="fedavg")),
         codecs=("int8", "ecsq2"),
         keyframe=True,
-        train=str(texts),
+        public=None,
         evaluation=str(texts),
         text=None,
         label=None,
-        steps=4,
-        rate_scale=0.5,
         threads=2,
         seed=1,
     )
+
+
+def public(*paths: Path, new: bool = False, **more: object) -> PublicData:
+    """Give public data of two steps on each half."""
+    files = tuple(
+        PublicFile(name=path.name, path=str(path), mark="mark", new=new) for path in paths
+    )
+    given = {"steps": 2, "warmup_steps": 30, "replay": 0.5, **more}
+    return PublicData(files=files, **given)  # type: ignore[arg-type]
 
 
 def silent(*_: object) -> None:
@@ -67,20 +81,19 @@ def closing(job: VersionJob, folder: Path, **more: object) -> VersionJob:
         carried_digest=result.carried,
     )
     counted = (Counted("pi", str(update), 10),)
-    server = Server(optimizer="fedavg")
-    given = {"version": 1, "before": before, "counted": counted, "server": server, **more}
+    given = {"version": 1, "before": before, "counted": counted, **more}
     return msgspec.structs.replace(job, **given)
 
 
 def candidate(job: VersionJob, folder: Path) -> dict[str, Array]:
-    """Give what the worker starts from."""
+    """Give what the updates alone lead to."""
     assert job.before is not None
     return add_up(
         adapter.load_tensors(Path(job.before.adapter)),
         job.counted,
-        adapter=job.task.adapter,
+        settings=job.settings,
         base=job.base_digest,
-        server=job.server,
+        record=job.record,
         carried=None,
         carry=folder,
     ).tensors
@@ -90,9 +103,11 @@ def test_version_0_is_a_fresh_adapter_the_same_each_time(
     job: VersionJob, minilm: Path, task: Task, tmp_path: Path
 ) -> None:
     result = make_version(job, tmp_path, silent)
-    assert result.public_loss is None
+    assert result.record.decision is not None
+    assert result.record.decision.share == 0
     assert result.measure is not None
     assert result.measure.loss == pytest.approx(np.log(2), abs=0.2)
+    assert ["only 10 examples to judge" in note for note in result.record.notes] == [True]
     fresh = Learner(minilm, task).engine.read()
     held = adapter.load_tensors(tmp_path / ADAPTER)
     assert held.keys() == fresh.keys()
@@ -120,22 +135,114 @@ def test_what_agents_will_decode_is_what_was_measured_and_kept(
     assert Learner.load(tmp_path / ADAPTER).answer(["a cat"])[0].label in task.labels
 
 
-def test_a_candidate_is_refreshed_on_public_data_with_its_own_rate(
+def test_version_0_is_warmed_up_until_that_helps_no_more_and_says_so(
     job: VersionJob, minilm: Path, task: Task, texts: Path, tmp_path: Path
 ) -> None:
-    steps: list[tuple[object, ...]] = []
-    made = closing(job, tmp_path, codecs=("fp32", "fp32"), steps=4, rate_scale=0.5)
-    result = make_version(made, tmp_path, lambda *step: steps.append(step))
+    steps: list[tuple[int, int]] = []
+    warm = msgspec.structs.replace(job, public=public(texts))
+    blobs = []
+    for folder in (tmp_path / "first", tmp_path / "again"):
+        folder.mkdir()
+        result = make_version(warm, folder, lambda step, of, loss: steps.append((step, of)))
+        blobs.append((folder / BLOB).read_bytes())
+    assert blobs[0] == blobs[1]
+    assert steps[:2] == [(1, 30), (2, 30)]
+    assert result.kind == "version"
+    assert result.measure is not None
+    assert result.measure.accuracy > 0.8
+    decision = result.record.decision
+    assert decision is not None
+    assert decision.share == 1
+    assert decision.why.startswith("warm-up: ")
+    assert result.record.files == {texts.name: "mark"}
+    assert result.record.state == State()
+
+
+def test_both_steps_start_from_the_same_version_and_their_mix_is_the_next(
+    job: VersionJob, minilm: Path, task: Task, texts: Path, tmp_path: Path
+) -> None:
+    """What the worker makes is what its parts make of the same draws, to the last bit."""
+    steps: list[tuple[int, int]] = []
+    settings = msgspec.structs.replace(job.settings, policy="fixed:0.5")
+    plain = closing(job, tmp_path, codecs=("fp32", "fp32"), settings=settings)
+    made = msgspec.structs.replace(plain, public=public(texts))
+    result = make_version(made, tmp_path, lambda step, of, loss: steps.append((step, of)))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    decision = result.record.decision
+    assert decision is not None
+    assert (decision.policy, decision.share) == ("fixed", 0.5)
+    assert made.before is not None
+    version = adapter.load_tensors(Path(made.before.adapter))
     learner = Learner(minilm, task)
-    learner.engine.write(candidate(made, tmp_path))
-    assert [step[:2] for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    training = msgspec.structs.replace(task.training, learning_rate=1e-3, head_learning_rate=1e-3)
-    losses = Trainer(
-        learner.engine, learner.shard(texts), training, micro_batch=4, seed=job.seed
-    ).run(4)
-    assert result.public_loss == pytest.approx(np.mean(losses))
+    shard = learner.shard(texts)
+    order = np.random.default_rng(derive(job.seed, "halves")).permutation(len(shard))
+    ends = []
+    for place, half in enumerate(np.array_split(order, 2)):
+        learner.engine.write(version)
+        part = shard.holding([shard.ids[at] for at in half], shard.targets[half])  # type: ignore[index]
+        seed = derive(job.seed, "public", place)
+        Trainer(learner.engine, part, task.training, micro_batch=4, seed=seed).run(2)
+        ends.append(subtract(learner.engine.read(), version))
+    halves = {str(place): Contribution(lambda end=end: end, 1) for place, end in enumerate(ends)}  # type: ignore[misc]
+    mean = aggregate(version, halves).tensors
+    wanted, _ = mix(version, candidate(plain, tmp_path), mean, decision)
     kept = adapter.load_tensors(tmp_path / ADAPTER)
-    assert shape.content_digest(kept) == shape.content_digest(learner.engine.read())
+    for name, array in wanted.items():
+        np.testing.assert_allclose(kept[name], array, atol=1e-6)
+    again = make_version(made, tmp_path, silent)
+    assert (again.content, again.record) == (result.content, result.record)
+
+
+def test_a_version_hands_state_medians_and_reputation_to_the_next(
+    job: VersionJob, texts: Path, tmp_path: Path
+) -> None:
+    made = closing(job, tmp_path, public=public(texts), guard="it is well")
+    first = make_version(made, tmp_path, silent).record
+    assert first.parent == 0
+    assert first.guard == "it is well"
+    assert first.state.seen == 1
+    assert first.state.length is not None
+    assert first.medians
+    assert first.reputation.keys() == first.judgements.keys() == {"pi"}
+    assert first.judgements["pi"].cosine is not None
+    later = msgspec.structs.replace(made, record=first)
+    second = make_version(later, tmp_path, silent).record
+    assert second.state.seen == 2
+    assert second.reputation["pi"] > first.reputation["pi"]
+
+
+def test_without_an_update_the_hub_goes_alone_inside_the_trust_region(
+    job: VersionJob, texts: Path, tmp_path: Path
+) -> None:
+    made = closing(job, tmp_path, codecs=("fp32", "fp32"), public=public(texts))
+    before = make_version(made, tmp_path, silent).record
+    waits = msgspec.structs.replace(made, counted=(), record=before)
+    result = make_version(waits, tmp_path, silent)
+    assert result.updates == 0
+    assert result.record.decision is not None
+    assert result.record.decision.share == 1
+    assert 0 < result.record.state.alone <= 0.5
+    assert made.before is not None
+    assert result.content != made.before.content
+    assert result.record.medians == before.medians
+
+
+def test_a_public_file_that_cannot_be_read_is_named_and_left_out(
+    job: VersionJob, texts: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    write_jsonl(other, [Example(text="x", label="vegetable")])
+    data = public(texts, other, tmp_path / "gone.csv")
+    result = make_version(closing(job, tmp_path, public=data), tmp_path, silent)
+    assert [note.split()[2] for note in result.record.notes] == ["other.jsonl", "gone.csv"]
+    assert result.record.decision is not None
+    assert result.record.decision.public is not None
+    assert result.record.files.keys() == {"texts.jsonl", "other.jsonl", "gone.csv"}
+    none = public(other)
+    result = make_version(closing(job, tmp_path, public=none), tmp_path, silent)
+    assert result.record.decision is not None
+    assert result.record.decision.public is None
+    assert result.measure is not None
 
 
 def test_a_delta_is_judged_and_kept_as_agents_decode_it(
@@ -145,7 +252,7 @@ def test_a_delta_is_judged_and_kept_as_agents_decode_it(
     for attempt in ("first", "again"):
         folder = tmp_path / attempt
         folder.mkdir()
-        result = make_version(closing(job, folder, keyframe=False, steps=0), folder, silent)
+        result = make_version(closing(job, folder, keyframe=False), folder, silent)
         blobs = [(part / BLOB).read_bytes() for part in (folder / "first", folder)]
         assert result.kind == "delta"
         assert 0.2 < result.error < 0.4
@@ -160,11 +267,13 @@ def test_a_delta_is_judged_and_kept_as_agents_decode_it(
     assert made[0] == made[1]
 
 
-def test_without_public_steps_the_candidate_is_the_version(
-    job: VersionJob, minilm: Path, task: Task, tmp_path: Path
+def test_without_public_data_what_the_updates_lead_to_is_the_version(
+    job: VersionJob, tmp_path: Path
 ) -> None:
-    made = closing(job, tmp_path, codecs=("fp32", "fp32"), steps=0)
-    assert make_version(made, tmp_path, silent).public_loss is None
+    made = closing(job, tmp_path, codecs=("fp32", "fp32"))
+    decision = make_version(made, tmp_path, silent).record.decision
+    assert decision is not None
+    assert (decision.share, decision.public) == (0, None)
     kept = adapter.load_tensors(tmp_path / ADAPTER)
     wanted = candidate(made, tmp_path)
     assert shape.content_digest(kept) == shape.content_digest(wanted)
@@ -172,9 +281,12 @@ def test_without_public_steps_the_candidate_is_the_version(
 
 def test_a_plain_version_needs_no_base_and_no_data(job: VersionJob, tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
-    made = closing(job, tmp_path, codecs=("fp32", "fp32"), plain=True, train=nowhere, base=nowhere)
+    data = public(Path(nowhere))
+    made = closing(job, tmp_path, codecs=("fp32", "fp32"), plain=True, public=data, base=nowhere)
     result = make_version(made, tmp_path, silent)
     assert result.measure is None
+    assert result.record.judgements.keys() == {"pi"}
+    assert result.record.files == {}  # still new to the next version
     kept = adapter.load_tensors(tmp_path / ADAPTER)
     assert shape.content_digest(kept) == result.content
     assert result.content == shape.content_digest(candidate(made, tmp_path))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from ffm_common.tensors import Array
-from learning.adam import Adam
+from learning.adam import _AT_ONCE, Adam
 
 
 def draws(seed: int, scale: float = 1.0) -> dict[str, Array]:
     draw = np.random.default_rng(seed)
     shapes = {"a": (4, 3), "b": (5,), "c": ()}
     return {
-        name: (scale * draw.standard_normal(shape)).astype(np.float32).reshape(shape)
+        name: np.array(scale * draw.standard_normal(shape), np.float32)
         for name, shape in shapes.items()
     }
 
@@ -51,3 +51,18 @@ def test_where_there_is_no_gradient_nothing_moves() -> None:
     Adam(tensors, dict.fromkeys(tensors, 0.1)).step(tensors, zero)
     for name, array in draws(0).items():
         np.testing.assert_array_equal(tensors[name], array)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tensor_of_many_values_is_moved_as_many_small_ones_are(*, packed: bool) -> None:
+    size = 3 * _AT_ONCE - 7
+    draw = np.random.default_rng(0)
+    whole = {"a": draw.standard_normal(size).astype(np.float32)}
+    small = {f"a{at}": whole["a"][at : at + _AT_ONCE].copy() for at in range(0, size, _AT_ONCE)}
+    ours = Adam(whole, {"a": 0.01}, packed=packed)
+    theirs = Adam(small, dict.fromkeys(small, 0.01), packed=packed)
+    for _ in range(2):
+        gradient = draw.standard_normal(size).astype(np.float32)
+        ours.step(whole, {"a": gradient})
+        theirs.step(small, {n: gradient[int(n[1:]) :][: len(a)] for n, a in small.items()})
+    np.testing.assert_array_equal(whole["a"], np.concatenate(list(small.values())))

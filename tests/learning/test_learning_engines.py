@@ -81,7 +81,7 @@ def test_a_step_serves_its_own_task_and_shorter_texts_alone(step: Path, task: Ta
     ):
         with pytest.raises(ModelUnsupported, match="another task") as refused:
             engines.require_task(source, other)
-        assert "ffm hub export" in refused.value.how_to_resolve
+        assert "ffm hub export-step" in refused.value.how_to_resolve
 
 
 def test_a_base_serves_any_task(minilm: Path, task: Task) -> None:

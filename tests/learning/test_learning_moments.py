@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ffm_common.tensors import Array
-from learning.moments import Packed
+from learning.moments import BLOCK, Packed
 
+ALL = slice(None)
 VALUES = arrays.arrays(
     np.float32,
     arrays.array_shapes(max_dims=2, max_side=300),
@@ -18,8 +19,8 @@ VALUES = arrays.arrays(
 
 def packed(values: Array, *, squares: bool, seed: int = 0) -> Array:
     found = Packed(values.shape, squares=squares)
-    found.put(values, np.random.default_rng(seed))
-    return found.get()
+    found.put(ALL, values.reshape(-1), np.random.default_rng(seed))
+    return found.get(ALL).reshape(values.shape)
 
 
 @given(VALUES)
@@ -48,18 +49,30 @@ def test_rounding_has_no_bias(*, squares: bool) -> None:
 
 def test_a_moment_that_fades_slowly_does_fade() -> None:
     moment, chance = Packed((1000,), squares=True), np.random.default_rng(0)
-    moment.put(np.linspace(0.5, 1, 1000, dtype=np.float32), chance)
-    before = moment.get().sum()
+    moment.put(ALL, np.linspace(0.5, 1, 1000, dtype=np.float32), chance)
+    before = moment.get(ALL).sum()
     for _ in range(300):
-        moment.put(np.float32(0.999) * moment.get(), chance)
-    assert moment.get().sum() / before == pytest.approx(0.999**300, rel=0.05)
+        moment.put(ALL, np.float32(0.999) * moment.get(ALL), chance)
+    assert moment.get(ALL).sum() / before == pytest.approx(0.999**300, rel=0.05)
 
 
 def test_no_value_at_all_stays_so() -> None:
-    assert not Packed((3, 5), squares=False).get().any()
+    assert not Packed((3, 5), squares=False).get(ALL).any()
     assert not packed(np.zeros((3, 5), np.float32), squares=True).any()
 
 
 def test_a_number_takes_one_byte() -> None:
     size = sum(part.nbytes for part in Packed((512, 576), squares=True).parts().values())
     assert size < 1.02 * 512 * 576
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_parts_are_the_values_of_the_whole(*, squares: bool) -> None:
+    values = np.random.default_rng(1).uniform(0, 1, 1000).astype(np.float32)
+    whole, parts = Packed((1000,), squares=squares), Packed((1000,), squares=squares)
+    chance, again = np.random.default_rng(2), np.random.default_rng(2)
+    whole.put(ALL, values, chance)
+    for start in range(0, 1000, 2 * BLOCK):
+        part = slice(start, start + 2 * BLOCK)
+        parts.put(part, values[part], again)
+        np.testing.assert_array_equal(parts.get(part), whole.get(part))

@@ -277,7 +277,7 @@ def test_a_board_too_small_for_torch_is_told_of_the_exported_step() -> None:
     zero = profiles.load("rpi-zero2w")
     with pytest.raises(PlanImpossible) as refused:
         planner.plan(zero, DEMAND, planner.guess(zero, DEMAND))
-    assert "ffm hub export): micro-batch" in refused.value.how_to_resolve
+    assert "ffm hub export-step): micro-batch" in refused.value.how_to_resolve
     exported = msgspec.structs.replace(DEMAND, engine="onnx")
     plan = planner.plan(zero, exported, planner.guess(zero, exported))
     assert (plan.engine, plan.max_length) == ("onnx", 64)

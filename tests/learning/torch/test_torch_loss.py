@@ -40,6 +40,26 @@ def test_loss_and_gradient_are_those_of_torch(rows: str, *, bias: bool) -> None:
     assert score.right == int((scores.argmax(dim=1) == targets).sum())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", ROWS)
+def test_an_output_matrix_that_is_trained_gets_the_gradients_of_torch(
+    rows: str, *, bias: bool
+) -> None:
+    import torch
+
+    from learning.torch.loss import chunked_cross_entropy
+
+    hidden, head, targets = case(ROWS[rows], bias=bias)
+    head.requires_grad_(requires_grad=True)
+    wanted = torch.nn.functional.cross_entropy(head(hidden), targets)
+    parts = [hidden, *head.parameters()]
+    gradients = torch.autograd.grad(3 * wanted, parts)
+    found = chunked_cross_entropy(hidden, head, targets, torch.float32)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for one, other in zip(torch.autograd.grad(3 * found, parts), gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_no_number_gives_no_number() -> None:
     import torch
 

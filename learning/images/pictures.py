@@ -1,0 +1,202 @@
+"""Labelled pictures as people have them: a folder or a zip of a folder per label, or arrays in npz.
+
+Only a picture at a time is decoded, by Pillow; arrays need no library.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffm_common.errors import DataEmpty, DataFormat, DataLabels, DataMissing, ExtraMissing
+
+_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+# A file may say that it is far larger than it is: nothing on a board is.
+_MOST_PIXELS = 64 << 20
+_GREY, _COLOUR = 2, 3
+_FEWEST_LABELS = 2
+
+
+class Picture(NamedTuple):
+    """One example: its pixels, uint8, shape (height, width, 1 or 3), and its label."""
+
+    pixels: NDArray[np.uint8]
+    label: str
+
+
+class Pictures:
+    """The pictures of a file or folder, in the order of their names.
+
+    Parameters
+    ----------
+    path
+        A folder or a zip, in which a picture's label is the name of the folder that it is in; or an
+        npz with ``x``, uint8 of shape (examples, height, width) or (examples, height, width, 3),
+        and ``y``, labels of shape (examples,).
+    channels
+        1: grey, 3: colour; what is otherwise is converted.
+
+    Raises
+    ------
+    DataMissing, DataFormat
+        There is nothing, or it is none of these.
+    """
+
+    def __init__(self, path: Path, channels: int) -> None:
+        self._path = path
+        self._channels = channels
+        if not path.exists():
+            raise DataMissing(f"cannot read {path}: there is none")
+        if not path.is_dir() and path.suffix.lower() not in {".zip", ".npz"}:
+            raise DataFormat(
+                f"{path} holds no pictures",
+                remedy="give a folder or a zip with a folder of pictures per label, or an npz",
+            )
+
+    def __iter__(self) -> Iterator[Picture]:
+        """Decode them, one after the other; DataEmpty after the last if there was none."""
+        empty = True
+        for picture in self._read():
+            empty = False
+            yield picture
+        if empty:
+            raise DataEmpty(f"{self._path} holds no picture")
+
+    def labels(self) -> list[str]:
+        """Give the labels of all, each once, sorted; no picture is decoded."""
+        if self._path.suffix.lower() == ".npz":
+            found = {str(label) for label in self._arrays()[1].tolist()}
+        else:
+            found = {_label(name) for name in self._names()}
+        return sorted(found)
+
+    def _read(self) -> Iterator[Picture]:
+        if self._path.is_dir():
+            for name in self._names():
+                yield self._decode((self._path / name).read_bytes(), name)
+        elif self._path.suffix.lower() == ".zip":
+            with self._archive() as archive:
+                for name in self._names():
+                    yield self._decode(archive.read(name), name)
+        else:
+            pixels, labels = self._arrays()
+            for each, label in zip(pixels, labels.tolist(), strict=True):
+                yield Picture(_in_channels(each, self._channels), str(label))
+
+    def _names(self) -> list[str]:
+        """List the pictures, sorted."""
+        if self._path.is_dir():
+            found = (p.relative_to(self._path).as_posix() for p in self._path.rglob("*"))
+            names = [name for name in found if (self._path / name).is_file()]
+        else:
+            with self._archive() as archive:
+                names = archive.namelist()
+        return sorted(
+            name
+            for name in names
+            if (path := PurePosixPath(name)).suffix.lower() in _ENDINGS and len(path.parts) > 1
+        )
+
+    def _archive(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataFormat(f"cannot read {self._path}: {error}") from error
+
+    def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        try:
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                pixels, labels = found["x"], found["y"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataFormat(f"cannot read {self._path}: {error}") from error
+        grey = pixels.ndim == _GREY + 1
+        colour = pixels.ndim == _COLOUR + 1 and pixels.shape[-1] in {1, 3}
+        if pixels.dtype != np.uint8 or not (grey or colour) or labels.shape != (len(pixels),):
+            raise DataFormat(
+                f"{self._path}: x is {pixels.dtype} of shape {pixels.shape}, y of {labels.shape}"
+            )
+        return pixels, labels
+
+    def _decode(self, data: bytes, name: str) -> Picture:
+        pixels = decoded(data, self._channels, f"{name} of {self._path}")
+        return Picture(pixels, _label(name))
+
+
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """Give the labels of some files or folders, each once, sorted.
+
+    Raises
+    ------
+    DataMissing, DataFormat, DataLabels
+        One cannot be read, or there are not two labels in all of them.
+    """
+    found = {label for path in paths for label in Pictures(path, _COLOUR).labels()}
+    if len(found) < _FEWEST_LABELS:
+        raise DataLabels(
+            f"the pictures of {', '.join(map(str, paths))} have labels {sorted(found)}",
+            remedy="put the pictures of each label into a folder of its name",
+        )
+    return sorted(found)
+
+
+def decoded(data: bytes, channels: int, source: str) -> NDArray[np.uint8]:
+    """Decode the bytes of a picture's file; gives shape (height, width, channels).
+
+    Raises
+    ------
+    DataFormat
+        They are none, or of more pixels than a board may be made to hold; `source` is named.
+    """
+    pillow = _pillow()
+    try:
+        with pillow.open(io.BytesIO(data)) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise DataFormat(f"{source}: it has too many pixels")
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+        raise DataFormat(
+            f"cannot decode {source}: {error}", remedy="give PNG, JPEG, BMP or WebP"
+        ) from error
+    return _in_channels(pixels, channels)
+
+
+def resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Scale a picture, shape (height, width, channels), by Pillow; nothing where it fits."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    pillow = _pillow()
+    flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    image = pillow.fromarray(flat).resize((width, height), pillow.Resampling.BILINEAR)
+    return np.asarray(image).reshape(height, width, -1)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ExtraMissing(
+            "pictures are decoded and scaled by Pillow, which is not installed",
+            remedy="pip install pillow, or give an npz of the base's own size",
+        ) from error
+    return Image
+
+
+def _label(name: str) -> str:
+    return PurePosixPath(name).parent.name
+
+
+def _in_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Give shape (height, width, channels): grey is the mean of the colours."""
+    if pixels.ndim == _GREY:
+        pixels = pixels[:, :, None]
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 1:
+        return np.asarray(pixels.mean(axis=2, keepdims=True), np.uint8)
+    return np.repeat(pixels, channels, axis=2)
