@@ -8,6 +8,7 @@ other bits would learn their rounding errors.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -238,15 +239,10 @@ def load_model(folder: Path, task: Task) -> Any:
         if hasattr(config, name):
             setattr(config, name, 0.0)
     kind = AutoModelForCausalLM
-    sees = config.model_type in IMAGE_MODELS
-    if sees != (task.kind == "image-classification"):
-        raise ModelUnsupported(
-            f"{folder} is {config.model_type}, which {'sees pictures' if sees else 'reads text'}",
-            remedy="take the task image-classification for pictures (ViT), another one for text",
-        )
+    pictures = require_examples(folder, task)
     if task.classifies:
         config.num_labels = len(task.labels)
-        kind = AutoModelForImageClassification if sees else AutoModelForSequenceClassification
+        kind = AutoModelForImageClassification if pictures else AutoModelForSequenceClassification
     elif task.kind == "masked-lm":
         if config.model_type not in _ENCODERS:
             raise ModelUnsupported(
@@ -305,11 +301,37 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
+def require_examples(folder: Path, task: Task) -> bool:
+    """Refuse a task of text for a model of pictures, and the reverse; tell whether it is pictures.
+
+    Raises
+    ------
+    ModelMissing, ModelUnsupported
+        There is no model, or not for this task.
+    """
+    pictures = sees(folder)
+    if pictures != (task.kind == "image-classification"):
+        raise ModelUnsupported(
+            f"{folder} {'sees pictures' if pictures else 'reads text'}, and the task is {task.kind}",
+            remedy="take the task image-classification for pictures (ViT), another one for text",
+        )
+    return pictures
+
+
+def sees(folder: Path) -> bool:
+    """Tell whether the model in `folder` takes pictures; ModelMissing if there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        return config.get("model_type") in IMAGE_MODELS
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelMissing(f"cannot read config.json of {folder}: {error}") from error
+
+
 def load_companion(folder: Path) -> Any:
     """Load what turns examples into numbers: the tokenizer, or for pictures the processor."""
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoImageProcessor
 
-    if AutoConfig.from_pretrained(str(folder)).model_type in IMAGE_MODELS:
+    if sees(folder):
         return AutoImageProcessor.from_pretrained(str(folder), use_fast=False)
     return load_tokenizer(folder)
 

@@ -188,7 +188,7 @@ def _open(arguments: argparse.Namespace) -> Learner | MergedModel:
 def _plan(arguments: argparse.Namespace) -> int:
     from ffm_common.config import convert
     from ffm_common.task import Task
-    from learning import planning
+    from learning import base, planning
     from profiles import planner
     from profiles import profile as profiles
     from profiles.calibration import Calibrations
@@ -196,9 +196,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from quantization.updates.rates import bits_of, down_bits
 
     decoder = arguments.labels == 0
+    labelled = "image-classification" if base.sees(arguments.base) else "classification"
     task = convert(
         {
-            "kind": "causal-lm" if decoder else "classification",
+            "kind": "causal-lm" if decoder else labelled,
             "labels": [f"label {number}" for number in range(arguments.labels)],
             "adapter": {
                 "kind": arguments.adapter,

@@ -58,7 +58,7 @@ def demand(folder: Path, task: Task, *, update_bits: float, down_bits: float) ->
     except (OSError, ValueError, KeyError) as error:
         raise ModelMissing(f"{folder}: cannot read the model's shape: {error}") from error
     base.require_room(task, config.get("max_position_embeddings"))
-    sees = task.kind == "image-classification"
+    sees = base.require_examples(folder, task)
     training = task.training
     ranks = task.adapter.ranks if task.adapter.kind == "lora" else ()
     return Demand(
