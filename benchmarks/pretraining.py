@@ -4,8 +4,8 @@ Three ways to spend the same 64 steps on a version, whoever takes them:
 
 - *public only*: the hub takes all, on its own few stories, in one run without codec or restart;
 - *federated only*: four agents take 16 each, on stories of their own, and the version is the mean;
-- *public + federated*: the agents take fewer, and then the hub takes the rest on its stories: 4 of
-  the 64 where it has 20 stories, 8 where it has 60.
+- *public + federated*: the hub takes all of the first versions on its stories (two where it has 20,
+  four where it has 60); then, in turns, the agents take 15 each and the hub 4, of a quarter's size.
 
 Between agents and hub is the product's own path: trainer, containers (eden1 up, ecsq2 deltas and
 int8 keyframes down, with the hub's error feedback), aggregation. The loss is that of held-out
@@ -24,6 +24,7 @@ from statistics import mean, stdev
 from typing import Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from benchmarks.models import DATA, stories260k
 from benchmarks.result import Target, at_least, finish, parser
@@ -45,11 +46,13 @@ from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 Arm: TypeAlias = Literal["public only", "federated only", "public + federated"]
 WITH_PUBLIC: tuple[Arm, ...] = ("public only", "public + federated")
 
-AGENTS, VERSIONS, SEEDS = 4, 12, 3
+AGENTS, VERSIONS, SEEDS = 4, 12, 2
 STEPS = 64
 """Of all parties together, for a version."""
-PUBLIC_STEPS = {20: 4, 60: 8}
-"""The hub's share where it works with agents, by how many stories it has."""
+PUBLIC_STEPS, PUBLIC_RATE = 4, 0.25
+"""The hub's share where it works with agents, and how far its steps go, compared with theirs."""
+WARM_UP = {20: 2, 60: 4}
+"""The hub's stories, and how many versions it makes alone before the agents begin."""
 _TEST, _OWN = 30, 300
 _STORIES = DATA / "tinystories_sample" / "tinystories_sample.txt"
 _TASK = Task(
@@ -91,19 +94,20 @@ class Stage:
             return text_shard(chosen, tokenizer, _TASK.training.max_length)
 
         self._test = shard(stories[:_TEST])
-        few, most = sorted(PUBLIC_STEPS)
+        few, most = sorted(WARM_UP)
         public = stories[_TEST : _TEST + few] + stories[few - most :]
-        self.public = {count: shard(public[:count]) for count in PUBLIC_STEPS}
+        self.public = {count: shard(public[:count]) for count in WARM_UP}
         # Every seed deals other stories to the agents.
         start = _TEST + few + seed * _OWN
         starts = range(start, start + AGENTS * _OWN, _OWN)
         self.own = [shard(stories[each : each + _OWN]) for each in starts]
 
-    def trainer(self, start: Tensors, shard: Shard, seed: int) -> Trainer:
-        """Give a trainer that begins at `start`."""
+    def trainer(self, start: Tensors, shard: Shard, seed: int, rate: float = 1.0) -> Trainer:
+        """Give a trainer that begins at `start`, with steps of so many times the task's size."""
         self.engine.write(start)
-        size = _TASK.training.batch_size
-        return Trainer(self.engine, shard, _TASK.training, micro_batch=size, seed=seed)
+        training = _TASK.training
+        training = replace(training, learning_rate=rate * training.learning_rate)
+        return Trainer(self.engine, shard, training, micro_batch=training.batch_size, seed=seed)
 
     def loss(self, tensors: Tensors) -> float:
         """Measure on the held-out stories."""
@@ -128,8 +132,9 @@ class Federation:
         self._stage = stage
         self._folder = folder
         self._stories = stories
-        self._public = PUBLIC_STEPS.get(stories, 0)
+        self._public = PUBLIC_STEPS if stories else 0
         self._local = (STEPS - self._public) // AGENTS
+        self._warm_up = WARM_UP.get(stories, 0)
         self.up_bytes = 0
 
     def run(self) -> Iterator[float]:
@@ -138,11 +143,15 @@ class Federation:
         state = self._publish(fresh, None, 0)
         yield self._stage.loss(state)
         for version in range(VERSIONS):
-            updates = {
-                f"agent-{place}": self._update(state, version, place) for place in range(AGENTS)
-            }
-            mean_of_all = aggregate(state, updates).tensors
-            wanted = self._refreshed(mean_of_all, version) if self._public else mean_of_all
+            if version < self._warm_up:
+                wanted = self._public_steps(state, version, STEPS)
+            else:
+                updates = {
+                    f"{place}": self._update(state, version, place) for place in range(AGENTS)
+                }
+                wanted = aggregate(state, updates).tensors
+                if self._public:
+                    wanted = self._public_steps(wanted, version, self._public, PUBLIC_RATE)
             state = self._publish(wanted, state, version + 1)
             yield self._stage.loss(state)
 
@@ -161,9 +170,12 @@ class Federation:
         read = partial(_decoded, blob, state, stage.base)
         return Contribution(read, len(stage.own[place]))
 
-    def _refreshed(self, start: Tensors, version: int) -> dict[str, Array]:
+    def _public_steps(
+        self, start: Tensors, version: int, steps: int, rate: float = 1.0
+    ) -> dict[str, Array]:
         seed = derive(self._stage.seed, "public", version)
-        self._stage.trainer(start, self._stage.public[self._stories], seed).run(self._public)
+        public = self._stage.public[self._stories]
+        self._stage.trainer(start, public, seed, rate).run(steps)
         return self._stage.engine.read()
 
     def _publish(self, wanted: Tensors, state: Tensors | None, version: int) -> dict[str, Array]:
@@ -228,7 +240,7 @@ def judge(runs: Sequence[Run]) -> list[Target]:
         ]
         name = f"{arm}: smallest fall of the loss in a version, nats"
         targets.append(at_least(name, min(falls), -_NOISE))
-    for stories in PUBLIC_STEPS:
+    for stories in WARM_UP:
         both = {
             cell.seed: losses
             for cell, losses in found.items()
@@ -253,7 +265,7 @@ def main() -> int:
         for seed in range(1 if arguments.quick else SEEDS)
         for cell in (
             Cell("federated only", 0, seed),
-            *(Cell(arm, stories, seed) for stories in PUBLIC_STEPS for arm in WITH_PUBLIC),
+            *(Cell(arm, stories, seed) for stories in WARM_UP for arm in WITH_PUBLIC),
         )
     ]
     with tempfile.TemporaryDirectory() as temporary:

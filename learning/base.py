@@ -311,8 +311,9 @@ def require_examples(folder: Path, task: Task) -> bool:
     """
     pictures = sees(folder)
     if pictures != (task.kind == "image-classification"):
+        takes = "sees pictures" if pictures else "reads text"
         raise ModelUnsupported(
-            f"{folder} {'sees pictures' if pictures else 'reads text'}, and the task is {task.kind}",
+            f"{folder} {takes}, and the task is {task.kind}",
             remedy="take the task image-classification for pictures (ViT), another one for text",
         )
     return pictures

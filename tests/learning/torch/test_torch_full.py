@@ -16,7 +16,9 @@ from ffm_common.tensors import Array, count
 from learning import base, planning, scratch
 from learning.bench import shapes
 from learning.engine import IGNORED, Batch
+from learning.texts.batches import Shard
 from learning.torch.engine import TorchEngine
+from learning.trainer import Trainer
 from profiles import planner
 from profiles import profile as profiles
 
@@ -241,3 +243,25 @@ def test_a_plan_that_cannot_fit_says_what_would(bases: Path) -> None:
     larger = planner.plan(profile, more, planner.guess(profile, more))
     # Six copies and two moments of 8 bits, at least, of every weight more.
     assert larger.memory_mb - found.memory_mb > 26 * 10_000_000 / 2**20 - 1
+
+
+def test_a_resumed_run_is_the_same_run(bases: Path, tmp_path: Path) -> None:
+    task = task_of("causal-lm")
+    draw = np.random.default_rng(2)
+    shard = Shard([draw.integers(6, 60, 12).astype(np.int32) for _ in range(10)], None, 0)
+
+    def trainer(engine: TorchEngine, checkpoint: Path | None) -> Trainer:
+        return Trainer(
+            engine, shard, task.training, micro_batch=2, seed=4, checkpoint=checkpoint, every=2
+        )
+
+    whole = TorchEngine(bases / "llama", task)
+    losses = trainer(whole, None).run(5)
+    path = tmp_path / "checkpoint"
+    trainer(TorchEngine(bases / "llama", task), path).run(3)
+    again = TorchEngine(bases / "llama", task)
+    resumed = trainer(again, path)
+    assert resumed.step == 2
+    assert resumed.run(5) == losses
+    for name, array in whole.read().items():
+        np.testing.assert_array_equal(again.read()[name], array)
