@@ -31,11 +31,11 @@ from benchmarks.simulation import Arena, TaskName
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors, subtract
-from hub.aggregation import Contribution, aggregate
+from hub.aggregation.mean import Contribution, aggregate
+from hub.aggregation.rebase import discount, rebase
+from hub.aggregation.server_optimizer import load_moments, save_moments, step
 from hub.config import Server
-from hub.downlink import Before, encode
-from hub.rebase import discount, rebase
-from hub.server_optimizer import load_moments, save_moments, step
+from hub.making.downlink import Before, encode
 from learning.texts.batches import Shard
 from learning.trainer import Trainer
 from quantization.updates.container import pack, shapes_of, unpack
@@ -63,8 +63,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     buffer, max_staleness
         As in hub.toml; `buffer` of all agents and no staleness is synchronous.
     rebuilt
-        Whether stale updates are rebuilt in product space (`hub.rebase`); else their factors are
-        added to the open version's as they come.
+        Whether stale updates are rebuilt in product space (`hub.aggregation.rebase`); else their
+        factors are added to the open version's as they come.
     momentum
         The server's; staleness acts like some, so the buffered arms have none.
     alpha

@@ -18,8 +18,8 @@ import psutil
 from benchmarks.relay import Relay
 from benchmarks.result import at_most, finish, parser
 from federation import messages
+from federation.connection.session import Connected, Session
 from federation.messages import AgentState
-from federation.session import Connected, Session
 from federation.topics import Topics
 from fleet.layout import to_toml
 from fleet.observer import Observer

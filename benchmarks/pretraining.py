@@ -33,8 +33,8 @@ from ffm_common.files import make_folder
 from ffm_common.seeds import derive
 from ffm_common.task import Adapter, Task, Training
 from ffm_common.tensors import Array, Tensors, subtract
-from hub.aggregation import Contribution, aggregate
-from hub.downlink import Before, encode
+from hub.aggregation.mean import Contribution, aggregate
+from hub.making.downlink import Before, encode
 from learning import base, scratch
 from learning.texts.batches import Shard, text_shard
 from learning.texts.data import read_texts

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from benchmarks.attacks import ATTACKS, Attack, Update
 from ffm_common.slices import pairs
 from ffm_common.tensors import Array, Tensors
-from hub.aggregation import Contribution, aggregate
+from hub.aggregation.mean import Contribution, aggregate
 from hub.robust.defence import Defence
 from hub.robust.defend import defend
 

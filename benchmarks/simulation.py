@@ -24,9 +24,9 @@ from ffm_common.seeds import derive
 from ffm_common.task import Adapter, Task, Training
 from ffm_common.tensors import Array, Tensors
 from fleet.partition import Split, split
-from hub import aggregation
-from hub.aggregation import Contribution, example_weights
-from hub.downlink import Before, encode
+from hub.aggregation import mean as aggregation
+from hub.aggregation.mean import Contribution, example_weights
+from hub.making.downlink import Before, encode
 from learning import base
 from learning.texts.batches import Shard, labelled_shard
 from learning.texts.data import Example, read_labelled, require_labels

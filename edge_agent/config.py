@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from federation.address import Address, BrokerAddress, locate
+from federation.connection.address import Address, BrokerAddress, locate
 from ffm_common import config
 from ffm_common.config import Config, Name
 

@@ -20,9 +20,9 @@ from edge_agent.residuals import Residuals
 from edge_agent.staleness import welcome
 from edge_agent.training import Trained, Training
 from federation import messages
-from federation.blobs import BlobStore
-from federation.download import Downloader
-from federation.identity import Identity
+from federation.connection.identity import Identity
+from federation.connection.probe import PACKET_BYTES
+from federation.connection.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.messages import (
     AgentState,
     AgentStatus,
@@ -36,12 +36,12 @@ from federation.messages import (
     Reject,
     Vote,
 )
-from federation.outbox import Outbox
 from federation.pace import Throttle
-from federation.probe import PACKET_BYTES
-from federation.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.topics import ChunkRoute, ClaimRoute, HubRoute, MessageRoute, Topics
-from federation.upload import Uploader
+from federation.transfer.blobs import BlobStore
+from federation.transfer.download import Downloader
+from federation.transfer.outbox import Outbox
+from federation.transfer.upload import Uploader
 from ffm_common.errors import (
     BlobOversize,
     BrokerLimit,

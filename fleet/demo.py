@@ -26,7 +26,7 @@ from fleet.processes import Child
 from fleet.report import Baselines, Report, VersionReport
 from fleet.table import Screen
 from hub.broker import find_mosquitto
-from hub.ledger import VersionRow, read_versions
+from hub.versions.ledger import VersionRow, read_versions
 from learning import adapter as adapters
 from learning import base, planning
 from learning.engines import EngineName

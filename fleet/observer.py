@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 
 from federation import messages
+from federation.connection.session import Received, Session
 from federation.messages import AgentState, HubState
-from federation.session import Received, Session
 from federation.topics import HubRoute, StateRoute, Topics
 from ffm_common.errors import MessageInvalid
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from federation.messages import AgentState, HubState
-from hub.ledger import VersionRow
+from hub.versions.ledger import VersionRow
 
 if TYPE_CHECKING:
     from rich.console import Group

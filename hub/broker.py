@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
-from federation.carrier import PLAIN, Carrier, speaks_tls
-from federation.probe import PACKET_BYTES, greet, packet_limit
+from federation.connection.carrier import PLAIN, Carrier, speaks_tls
+from federation.connection.probe import PACKET_BYTES, greet, packet_limit
 from ffm_common.errors import (
     BrokerLimit,
     BrokerProtocol,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hub import cli_versions
+from hub.commands import versions as cli_versions
 
 
 def add_commands(commands: Any) -> None:

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from federation.address import Address, BrokerAddress, locate
+from federation.connection.address import Address, BrokerAddress, locate
 from federation.messages import MAX_CHAIN
 from ffm_common import config
 from ffm_common.config import Config, Name
 from ffm_common.errors import ConfigInvalid, UpdateInvalid
 from ffm_common.task import Adapter, TaskKind, Training
 from hub.broker import Kind
-from hub.registry import KEPT
 from hub.robust.defence import Defence
 from hub.switching.policy import policy_of
+from hub.versions.registry import KEPT
 from quantization.updates import codec
 from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 
@@ -156,7 +156,7 @@ _RATES: Mapping[OptimizerName, float] = {
 
 
 class Server(Config, frozen=True, kw_only=True):
-    """What the hub makes of the mean of the updates (`hub.server_optimizer.step`).
+    """What the hub makes of the mean of the updates (`hub.aggregation.server_optimizer.step`).
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ class Server(Config, frozen=True, kw_only=True):
 
 
 class Gate(Config, frozen=True, kw_only=True):
-    """When a version is taken back (`hub.gate`).
+    """When a version is taken back (`hub.gate.judges`).
 
     Parameters
     ----------

@@ -15,8 +15,8 @@ import shutil
 import time
 from pathlib import Path
 
-from federation.blobs import BlobStore
 from federation.messages import Done, Offer, Receipt, Reject
+from federation.transfer.blobs import BlobStore
 from ffm_common import tensors as shape
 from ffm_common.errors import (
     AdapterInvalid,
@@ -27,12 +27,12 @@ from ffm_common.errors import (
 )
 from ffm_common.slices import take_slices
 from ffm_common.task import Adapter
-from hub.aggregation import hold
-from hub.candidate import Counted, Start
+from hub.aggregation.mean import hold
+from hub.aggregation.opening import Opener
 from hub.config import Versions
-from hub.ledger import Ledger, UpdateRow
-from hub.opening import Opener
-from hub.registry import Registry
+from hub.making.candidate import Counted, Start
+from hub.versions.ledger import Ledger, UpdateRow
+from hub.versions.registry import Registry
 
 log = logging.getLogger("ffm.hub")
 

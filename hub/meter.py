@@ -6,8 +6,8 @@ import time
 
 import msgspec
 
-from federation.session import Session
-from hub.ledger import Ledger, Traffic
+from federation.connection.session import Session
+from hub.versions.ledger import Ledger, Traffic
 
 SAVE_S = 5.0
 """How often it is written down while the version is open: a kill loses no more."""

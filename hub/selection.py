@@ -18,7 +18,7 @@ from ffm_common.errors import LedgerBroken
 from ffm_common.seeds import derive
 from ffm_common.task import Task
 from hub.config import Versions
-from hub.ledger import Ledger
+from hub.versions.ledger import Ledger
 
 _NEVER = -1
 _KEY = "asked"

@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from federation import messages
-from federation.blobs import BlobStore
-from federation.download import serve
+from federation.connection.probe import PACKET_BYTES
+from federation.connection.session import Connected, Disconnected, Event, Received, Session
 from federation.messages import (
     AgentState,
     Done,
@@ -30,10 +30,10 @@ from federation.messages import (
     Receipt,
     Vote,
 )
-from federation.probe import PACKET_BYTES
-from federation.receive import UploadReceiver
-from federation.session import Connected, Disconnected, Event, Received, Session
 from federation.topics import ChunkRoute, HubRoute, MessageRoute, StateRoute, Topics
+from federation.transfer.blobs import BlobStore
+from federation.transfer.download import serve
+from federation.transfer.receive import UploadReceiver
 from ffm_common import tensors as shape
 from ffm_common.errors import (
     BrokerLimit,
@@ -43,16 +43,12 @@ from ffm_common.errors import (
 )
 from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
-from hub import devices
 from hub.broker import Broker
 from hub.config import Located
 from hub.intake import Intake
-from hub.ledger import Ledger, VersionRow, VoteRow
-from hub.maker import Made, Maker
+from hub.making.maker import Made, Maker
+from hub.making.public_files import PublicFiles
 from hub.meter import Meter
-from hub.public_files import PublicFiles
-from hub.record import decode, encode
-from hub.registry import Registry
 from hub.rounds import Round
 from hub.selection import Selection
 from hub.switching.idle import Quiet
@@ -60,6 +56,10 @@ from hub.switching.policy import policy_of
 from hub.task import task_of
 from hub.telling import outcome, tell
 from hub.trouble import Trouble
+from hub.versions import devices
+from hub.versions.ledger import Ledger, VersionRow, VoteRow
+from hub.versions.record import decode, encode
+from hub.versions.registry import Registry
 from learning import engines
 from learning.trainer import Measure
 from profiles import profile as profiles

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from hub.ledger import VersionRow
-from hub.record import Record, describe
-from hub.worker import VersionResult
+from hub.making.worker import VersionResult
+from hub.versions.ledger import VersionRow
+from hub.versions.record import Record, describe
 
 log = logging.getLogger("ffm.hub")
 

@@ -16,7 +16,7 @@ from typing import Self
 
 import pytest
 
-from federation.session import Event, Session
+from federation.connection.session import Event, Session
 from ffm_common.tied import tied
 from hub.broker import find_mosquitto
 

@@ -28,8 +28,8 @@ from benchmarks.aggregation.cells import Cell
 from benchmarks.result import DOCS, Target, at_least, at_most, finish, parser
 from ffm_common.task import Adapter
 from ffm_common.tensors import Array, add, count
-from hub.aggregation import Contribution, aggregate, example_weights
-from hub.opening import Opener
+from hub.aggregation.mean import Contribution, aggregate, example_weights
+from hub.aggregation.opening import Opener
 from learning.process import peak_memory_mb
 from quantization.updates.container import pack
 

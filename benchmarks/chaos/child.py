@@ -26,7 +26,7 @@ def _set_clock(by: Path) -> None:
 
 def _use_fixed_worker(role: str) -> None:
     if role == "hub":
-        from hub import maker
+        from hub.making import maker
 
         maker.WORKER = "benchmarks.chaos.hub_worker"
     else:

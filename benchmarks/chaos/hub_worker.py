@@ -11,10 +11,10 @@ import msgspec
 from benchmarks.chaos import fixed
 from ffm_common.files import make_folder, write_atomic
 from ffm_common.tensors import content_digest
-from hub import carried, worker
-from hub.downlink import encode
-from hub.record import Record
-from hub.worker import ADAPTER, BLOB, CARRIED, VersionJob, VersionResult
+from hub.making import carried, worker
+from hub.making.downlink import encode
+from hub.making.worker import ADAPTER, BLOB, CARRIED, VersionJob, VersionResult
+from hub.versions.record import Record
 from learning import adapter, process
 
 

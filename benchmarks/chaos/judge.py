@@ -18,12 +18,12 @@ from benchmarks.chaos.replay import replay
 from benchmarks.chaos.town import CODEC, Town
 from benchmarks.chaos.wire import Pass
 from federation.messages import Done
-from federation.outbox import Outbox
+from federation.transfer.outbox import Outbox
 from ffm_common.files import sha256_bytes
 from ffm_common.seeds import derive
 from ffm_common.tensors import Tensors, content_digest
 from hub import config as hubs
-from hub.ledger import UpdateRow, VersionRow, read_versions
+from hub.versions.ledger import UpdateRow, VersionRow, read_versions
 from learning import adapter, base
 
 

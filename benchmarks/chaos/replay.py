@@ -11,11 +11,11 @@ import msgspec
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors
-from hub.candidate import Counted, Settings, add_up
 from hub.config import HubConfig
-from hub.downlink import Before, encode
-from hub.ledger import UpdateRow
-from hub.record import Record
+from hub.making.candidate import Counted, Settings, add_up
+from hub.making.downlink import Before, encode
+from hub.versions.ledger import UpdateRow
+from hub.versions.record import Record
 
 BlobOf: TypeAlias = Callable[[UpdateRow, Tensors], bytes]
 """Gives the container of a counted update, made from these tensors."""

@@ -41,7 +41,7 @@ _PROFILE: Final = 'extends = "gateway"\nniceness = 0\n'
 _START_S: Final = 20.0
 
 _FIXED: Final = {"hub": "chaos.hub_worker", "agent": "chaos.agent_worker"}
-_REAL: Final = {"hub": "hub.worker", "agent": "edge_agent.worker"}
+_REAL: Final = {"hub": "hub.making.worker", "agent": "edge_agent.worker"}
 
 _MOSQUITTO = """\
 listener {port} 127.0.0.1

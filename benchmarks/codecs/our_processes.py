@@ -15,7 +15,7 @@ from benchmarks.simulation import Arena, Federation, base_folder, deal_files, ta
 from ffm_common.task import Task
 from fleet.layout import Layout, Member
 from fleet.processes import Child
-from hub.ledger import read_versions
+from hub.versions.ledger import read_versions
 from learning import planning
 from learning.onnx.export import export
 from profiles import profile as profiles

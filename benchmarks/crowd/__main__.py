@@ -29,7 +29,7 @@ from ffm_common.tied import tied
 from fleet.layout import to_toml
 from fleet.processes import Child
 from hub import config as hub_config
-from hub.ledger import Ledger, read_versions
+from hub.versions.ledger import Ledger, read_versions
 from learning import base
 from learning.texts.data import Example, write_jsonl
 

@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 
 from federation import messages
+from federation.connection.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.messages import AgentState, Done, Need, Offer, Receipt, Reject, decode
-from federation.outbox import Outbox
-from federation.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.topics import MessageRoute, Topics
-from federation.upload import Uploader
+from federation.transfer.outbox import Outbox
+from federation.transfer.upload import Uploader
 from ffm_common.files import sha256_bytes
 from ffm_common.tensors import Tensors
 from learning import adapter

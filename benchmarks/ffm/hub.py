@@ -10,10 +10,10 @@ from benchmarks.ffm.data import Dealt
 from benchmarks.simulation import Arena
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors
-from hub.aggregation import Contribution
+from hub.aggregation.mean import Contribution
+from hub.aggregation.server_optimizer import load_moments, step
 from hub.config import Server
 from hub.robust.defence import Defence
-from hub.server_optimizer import load_moments, step
 from hub.switching.guard import guard
 from hub.switching.policy import Policy
 from hub.switching.pool import halves, pick

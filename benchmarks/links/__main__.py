@@ -28,7 +28,7 @@ from benchmarks.links.ends import AgentEnd, blob_of, hub_side
 from benchmarks.links.tun import Line, Wire
 from benchmarks.relay import Relay
 from benchmarks.result import Target, at_least, at_most, finish, parser
-from federation.chunks import CHUNK
+from federation.transfer.chunks import CHUNK
 
 Direction: TypeAlias = Literal["up", "down"]
 Side: TypeAlias = Literal["agent", "hub"]

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from benchmarks.links import tun
-from federation.blobs import BlobStore
-from federation.chunks import CHUNK
-from federation.download import Downloader, serve
+from federation.connection.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.messages import Done, Get, HubState, Link, Need, Offer, Receipt, decode, encode
-from federation.outbox import Outbox
-from federation.receive import UploadReceiver
-from federation.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.topics import ChunkRoute, HubRoute, MessageRoute, Topics
-from federation.upload import Uploader
+from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import CHUNK
+from federation.transfer.download import Downloader, serve
+from federation.transfer.outbox import Outbox
+from federation.transfer.receive import UploadReceiver
+from federation.transfer.upload import Uploader
 from ffm_common.files import sha256_bytes
 from hub.broker import Broker
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hub.products import Exact
+from hub.aggregation.products import Exact
 
 # From one version to the next the running median grows or shrinks at most by this factor.
 _FASTEST = 2.0

@@ -1,9 +1,10 @@
 """The new tensors, from the updates and the verdict on them.
 
 Weights leave products exact, as in a plain mean: the factors are stacked or multiplied out
-(`hub.products`), and what weights lack to a sum of 1 goes to the version, which stands still. A
-coordinate-wise rule is exact as well, entry by entry of the layer, a few rows at a time; only its
-result, which has the full rank, is cut to the adapter's rank, and `lost` tells how much that took.
+(`hub.aggregation.products`), and what weights lack to a sum of 1 goes to the version, which stands
+still. A coordinate-wise rule is exact as well, entry by entry of the layer, a few rows at a time;
+only its result, which has the full rank, is cut to the adapter's rank, and `lost` tells how much
+that took.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from ffm_common.tensors import Array
-from hub.products import Dense, Exact, Sum, new_sum, split
+from hub.aggregation.products import Dense, Exact, Sum, new_sum, split
 from hub.robust.coordinates import median, trimmed_mean
 from hub.robust.geometry import Changes, rows_of_changes
 from hub.robust.verdict import Verdict
@@ -43,7 +44,7 @@ def combine_factors(
     ruled
         Covers the slices that somebody has; the others stay as they are.
     least
-        As in `hub.aggregation.aggregate`.
+        As in `hub.aggregation.mean.aggregate`.
     """
     a, b, n, rank = changes.a, changes.b, len(changes.da), len(changes.a)
     shares = np.zeros((n, rank))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hub.products import Exact
+from hub.aggregation.products import Exact
 from hub.robust.geometry import directions
 
 # Lonely is whose cosine to its f-th nearest other falls short of the median by this share of what

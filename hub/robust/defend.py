@@ -1,4 +1,4 @@
-"""A robust mean of updates, in the place of `hub.aggregation.aggregate`.
+"""A robust mean of updates, in the place of `hub.aggregation.mean.aggregate`.
 
 Two looks at all updates: at first come the inner products, from which everything is decided, then
 the new tensors are made. The parts that every update is made of, LoRA slices and other tensors,
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ffm_common.errors import UpdateInvalid
 from ffm_common.slices import pairs, rank_of
 from ffm_common.tensors import Array, Tensors
-from hub.aggregation import Aggregate, Contribution, example_weights
-from hub.products import Exact
+from hub.aggregation.mean import Aggregate, Contribution, example_weights
+from hub.aggregation.products import Exact
 from hub.robust.clipping import running_median, scales
 from hub.robust.combine import Ruled, combine_factors, combine_other
 from hub.robust.defence import Defence
@@ -45,7 +45,7 @@ class Length(msgspec.Struct, frozen=True):
     """An update as it counts, that is clipped: its weight, and squared lengths.
 
     Of slices that are clipped each for itself the squares are summed, as if they were orthogonal:
-    `hub.products.split` leaves rows of A so, and columns of B nearly.
+    `hub.aggregation.products.split` leaves rows of A so, and columns of B nearly.
     """
 
     weight: float
@@ -90,7 +90,7 @@ def defend(
     Parameters
     ----------
     version, contributions, least
-        As for `hub.aggregation.aggregate`, and so is what comes out where nothing is defended.
+        As for `hub.aggregation.mean.aggregate`, and so is what comes out where nothing is defended.
     public_step
         What the hub's own training makes of the version, as a difference to it. Only its direction
         matters.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hub.products import Exact
+from hub.aggregation.products import Exact
 
 _STEPS = 1000
 _SETTLED = 1e-12

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffm_common.tensors import Array
-from hub.products import Exact
+from hub.aggregation.products import Exact
 
 # Inner products are made of so many agents with all others at once as take about this much.
 _BYTES = 64 << 20

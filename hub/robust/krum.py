@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hub.products import Exact
+from hub.aggregation.products import Exact
 from hub.robust.geometry import squared_distances
 
 

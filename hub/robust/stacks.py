@@ -12,7 +12,7 @@ import numpy as np
 
 from ffm_common.slices import pairs, rank_of, take_slices
 from ffm_common.tensors import Array, Tensors
-from hub.aggregation import Contribution, hold
+from hub.aggregation.mean import Contribution, hold
 
 HELD_BYTES = 128 << 20
 """Of decoded updates; one layer of all updates is held whatever it takes."""
@@ -73,7 +73,7 @@ class Stacks:
         Raises
         ------
         UpdateInvalid
-            As `hub.aggregation.hold`.
+            As `hub.aggregation.mean.hold`.
         """
         for keys in self._blocks:
             block = self._whole or self._read(keys)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hub.products import Exact
+from hub.aggregation.products import Exact
 
 # Below, the hub's step has nothing in common with what agents do: its angles are noise.
 _LEAST = 0.02

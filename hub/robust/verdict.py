@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from hub.products import Exact
+from hub.aggregation.products import Exact
 from hub.robust import krum
 from hub.robust.centred_clipping import centred_clipping
 from hub.robust.company import lonely

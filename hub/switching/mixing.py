@@ -6,7 +6,7 @@ import numpy as np
 
 from ffm_common.slices import pairs, rank_of
 from ffm_common.tensors import Array, Tensors
-from hub.products import new_sum, split
+from hub.aggregation.products import new_sum, split
 from hub.switching.record import Decision
 
 
@@ -22,7 +22,7 @@ def mix(
 
     With P the product of a state's factors, c the decision's scale and l its share, the product is
     ``P_v + (1 - l) (P_F - P_v) + l c (P_S - P_v)``: a weighted sum of three products, added up as
-    the agents' are (`hub.products`) and cut to the version's rank.
+    the agents' are (`hub.aggregation.products`) and cut to the version's rank.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def mix(
     federated, public
         What they lead to; one that has no share may be None. Factors may be of any rank.
     least
-        As in `hub.aggregation.aggregate`.
+        As in `hub.aggregation.mean.aggregate`.
     """
     if public is None or not decision.share:
         return dict(version if federated is None else federated), 0.0

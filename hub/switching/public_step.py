@@ -13,7 +13,7 @@ import msgspec
 
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors, subtract
-from hub.aggregation import Contribution, aggregate
+from hub.aggregation.mean import Contribution, aggregate
 from hub.switching.scatter import Group, group, squares
 from learning.texts.batches import Shard
 
@@ -43,7 +43,7 @@ def take_public_step(
     parts
         Of the public data, of like size (`hub.switching.pool.halves`).
     least
-        As in `hub.aggregation.aggregate`.
+        As in `hub.aggregation.mean.aggregate`.
     """
     ends = [train(version, part, derive(seed, "public", place)) for place, part in enumerate(parts)]
     held = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from ffm_common.tensors import Tensors
-from hub.downlink import distances
+from hub.making.downlink import distances
 from hub.switching.record import Squares
 
 _ONE = 1 - 1e-9

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from ffm_common.tensors import Array, Tensors, subtract
-from hub.aggregation import Contribution
+from hub.aggregation.mean import Contribution
 from hub.robust.defence import Defence
 from hub.robust.defend import Defended, defend
 from hub.robust.judgement import Judgement
@@ -63,7 +63,7 @@ def take_step(
     state, medians
         What the version before left.
     least
-        As in `hub.aggregation.aggregate`.
+        As in `hub.aggregation.mean.aggregate`.
 
     Raises
     ------

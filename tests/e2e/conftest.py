@@ -23,7 +23,7 @@ from federation.messages import AgentState
 from ffm_common.tied import tied
 from fleet.layout import to_toml
 from fleet.observer import Observer
-from hub.ledger import UpdateRow, VersionRow, read_versions
+from hub.versions.ledger import UpdateRow, VersionRow, read_versions
 from learning.texts.data import Example, write_jsonl
 from tests.brokers import free_port
 

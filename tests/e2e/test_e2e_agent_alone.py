@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from federation import messages
-from federation.blobs import BlobStore
-from federation.download import serve
+from federation.connection.session import Connected, Received, Session
 from federation.messages import AgentState, Get, HubState, Link, Manifest
-from federation.session import Connected, Received, Session
 from federation.topics import MessageRoute, StateRoute, Topics
+from federation.transfer.blobs import BlobStore
+from federation.transfer.download import serve
 from ffm_common.task import Task
 from hub.broker import Broker, find_mosquitto
 from learning import base

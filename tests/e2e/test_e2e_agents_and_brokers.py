@@ -8,11 +8,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from federation import messages
-from federation.chunks import CHUNK
+from federation.connection.session import Connected, Received, Session
 from federation.messages import HubState, Need, Offer
-from federation.outbox import Outbox
-from federation.session import Connected, Received, Session
 from federation.topics import ChunkRoute, MessageRoute, Topics
+from federation.transfer.chunks import CHUNK
+from federation.transfer.outbox import Outbox
 from ffm_common.files import sha256_bytes
 from tests.brokers import OPEN, Authority, Mosquitto
 

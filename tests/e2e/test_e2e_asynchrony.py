@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hub.ledger import UpdateRow
+    from hub.versions.ledger import UpdateRow
     from tests.e2e.conftest import Started, Town
 
 TRAINING = {"local_steps": 20, "batch_size": 8, "max_length": 40}

@@ -14,7 +14,7 @@ import pytest
 from federation.messages import AgentState
 from fleet.observer import Observer
 from fleet.report import Report
-from hub.ledger import read_versions
+from hub.versions.ledger import read_versions
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Started, Town
@@ -71,7 +71,7 @@ def test_nothing_outlives_a_demo_that_is_interrupted_or_killed(town: Town) -> No
         for number in ends
     }
     for number, demo in demos.items():
-        town.until(lambda d=demo: d.children("hub.worker"), "the hub's worker")  # type: ignore[misc]
+        town.until(lambda d=demo: d.children("hub.making.worker"), "the hub's worker")  # type: ignore[misc]
         town.until(lambda d=demo: d.children("learning.probe"), "the probe")  # type: ignore[misc]
         demo.send(number)
         assert demo.wait() == ends[number]

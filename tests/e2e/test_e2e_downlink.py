@@ -15,7 +15,7 @@ from quantization.updates.chain import decode
 from quantization.updates.container import read_header, shapes_of
 
 if TYPE_CHECKING:
-    from hub.ledger import VersionRow
+    from hub.versions.ledger import VersionRow
     from tests.e2e.conftest import Started, Town
 
 EVERY = 2
@@ -59,7 +59,7 @@ def a_hub_is_killed_while_it_makes_a_delta(town: Town, hub: Started) -> tuple[Pa
         return len(rows) if rows[1:] and rows[-1].kind == "version" else 0
 
     delta = town.until(
-        lambda: hub.children("hub.worker") and after_a_keyframe(), "a delta in the making"
+        lambda: hub.children("hub.making.worker") and after_a_keyframe(), "a delta in the making"
     )
     hub.send(signal.SIGKILL)
     hub.wait()

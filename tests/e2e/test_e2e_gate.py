@@ -15,8 +15,8 @@ import pytest
 from federation import messages
 from federation.messages import Done, Vote
 from ffm_common.tensors import Array, Tensors
-from hub.ledger import VersionRow
-from hub.record import Record, decode
+from hub.versions.ledger import VersionRow
+from hub.versions.record import Record, decode
 from learning import base
 from learning.adapter import load_tensors
 from quantization.updates import container
@@ -98,7 +98,7 @@ def test_a_hub_publishes_no_poison_and_takes_back_what_turns_out_to_be(town: Tow
 
         # Poison is left out within the version, though the hub is killed while it looks for it.
         story.all_deliver(0, poison="eve")
-        town.until(lambda: hub.children("hub.worker"), "the worker judges")
+        town.until(lambda: hub.children("hub.making.worker"), "the worker judges")
         hub.send(signal.SIGKILL)
         hub.wait()
         hub = town.start_hub()

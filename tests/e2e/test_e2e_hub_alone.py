@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation import messages
-from federation.chunks import CHUNK, chunk_count, pack
+from federation.connection.session import Connected, Received, Session
 from federation.messages import (
     AgentState,
     AgentStatus,
@@ -24,8 +24,8 @@ from federation.messages import (
     Receipt,
     Reject,
 )
-from federation.session import Connected, Received, Session
 from federation.topics import HubRoute, MessageRoute, Topics
+from federation.transfer.chunks import CHUNK, chunk_count, pack
 from ffm_common.files import sha256_bytes
 from ffm_common.tensors import Tensors
 from learning import base

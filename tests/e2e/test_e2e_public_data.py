@@ -6,7 +6,7 @@ import shutil
 import signal
 from typing import TYPE_CHECKING
 
-from hub.record import decode
+from hub.versions.record import decode
 from learning.texts.data import Example, read_labelled, write_jsonl
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def test_a_federation_lives_through_the_end_of_every_part_at_every_bad_moment(to
 
 def hub_ends_cleanly_while_it_makes_a_version(town: Town) -> None:
     hub = town.start_hub()
-    town.until(lambda: hub.children("hub.worker"), "the hub's worker")
+    town.until(lambda: hub.children("hub.making.worker"), "the hub's worker")
     hub.send(signal.SIGTERM)
     assert hub.wait() == 0
     assert town.left_over() == []
@@ -131,7 +131,7 @@ def hub_that_is_killed_in_mid_version_keeps_what_it_had(
 
 
 def hub_that_is_killed_while_it_makes_a_version_makes_it_again(town: Town, hub: Started) -> Started:
-    worker = town.until(lambda: hub.children("hub.worker"), "the hub's worker")
+    worker = town.until(lambda: hub.children("hub.making.worker"), "the hub's worker")
     counted = town.updates(2)
     hub.send(signal.SIGKILL)
     hub.wait()

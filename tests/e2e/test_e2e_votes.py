@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hub.devices import describe, summary
-from hub.ledger import VoteRow
+from hub.versions.devices import describe, summary
+from hub.versions.ledger import VoteRow
 from learning.model import Learner
 from learning.trainer import evaluate
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent import config
-from federation.address import Address
-from federation.carrier import Carrier
+from federation.connection.address import Address
+from federation.connection.carrier import Carrier
 from ffm_common.errors import ConfigInvalid
 
 LEAST = """

@@ -16,11 +16,11 @@ from edge_agent import training
 from edge_agent.config import AgentConfig, DataSource, Located
 from edge_agent.supervisor import Supervisor
 from federation import messages
-from federation.address import Address
-from federation.blobs import BlobStore
+from federation.connection.address import Address
+from federation.connection.session import Connected, Received, Session
 from federation.messages import AgentState, Link, Manifest
-from federation.session import Connected, Received, Session
 from federation.topics import StateRoute, Topics
+from federation.transfer.blobs import BlobStore
 from ffm_common.task import Task
 from hub.broker import Broker
 from learning import base, planning

@@ -20,12 +20,12 @@ from edge_agent.config import AgentConfig, DataSource, Located, MeterSource
 from edge_agent.staleness import welcome
 from edge_agent.supervisor import Supervisor
 from federation import messages
-from federation.address import Address
-from federation.blobs import BlobStore
-from federation.download import serve
+from federation.connection.address import Address
+from federation.connection.session import Connected, Received, Session
 from federation.messages import AgentState, Done, Get, HubState, Link, Manifest, Offer, Vote
-from federation.session import Connected, Received, Session
 from federation.topics import MessageRoute, StateRoute, Topics
+from federation.transfer.blobs import BlobStore
+from federation.transfer.download import serve
 from ffm_common.task import Task
 from hub.broker import Broker
 from learning import base, planning

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.blobs import BlobStore, Partial
-from federation.chunks import (
+from federation.transfer.blobs import BlobStore, Partial
+from federation.transfer.chunks import (
     CHUNK,
     chunk_count,
     chunk_length,

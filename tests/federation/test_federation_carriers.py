@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from federation import carrier as carrier_module
-from federation import session as session_module
-from federation.address import Address, BrokerAddress, locate
-from federation.carrier import PLAIN, Carrier, Tls
-from federation.chunks import CHUNK
-from federation.session import Acked, Connected, Disconnected, Received, Session
+from federation.connection import carrier as carrier_module
+from federation.connection import session as session_module
+from federation.connection.address import Address, BrokerAddress, locate
+from federation.connection.carrier import PLAIN, Carrier, Tls
+from federation.connection.session import Acked, Connected, Disconnected, Received, Session
+from federation.transfer.chunks import CHUNK
 from ffm_common.errors import ConfigInvalid
 from tests.brokers import HOST, OPEN, Amqtt, Authority, Mosquitto, wait_for
 

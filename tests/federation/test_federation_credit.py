@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.chunks import CHUNK
 from federation.messages import Need, Offer, decode, encode
 from federation.topics import ChunkRoute, MessageRoute
-from federation.upload import WINDOW
+from federation.transfer.chunks import CHUNK
+from federation.transfer.upload import WINDOW
 from ffm_common.files import sha256_bytes
 from tests.federation.world import BLOB, DIGEST, LIMIT, OFFER, TOPICS, World, needs_on
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from federation.blobs import BlobStore
-from federation.chunks import CHUNK
-from federation.download import Downloader, serve
 from federation.messages import Get, Link
+from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import CHUNK
+from federation.transfer.download import Downloader, serve
 from ffm_common.errors import BlobOversize
 from tests.federation.world import BLOB, DIGEST, LIMIT, TOPICS, World
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from federation import echo
-from federation.echo import Echo, Said
-from federation.session import Connected, Disconnected, Event, Received, Session
+from federation.connection import echo
+from federation.connection.echo import Echo, Said
+from federation.connection.session import Connected, Disconnected, Event, Received, Session
 from tests.brokers import OPEN, Mosquitto, wait_for
 
 

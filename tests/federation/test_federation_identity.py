@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.relay import Relay
-from federation import session as session_module
-from federation.identity import Claim, Identity
-from federation.session import Connected, Received, Session
+from federation.connection import session as session_module
+from federation.connection.identity import Claim, Identity
+from federation.connection.session import Connected, Received, Session
 from federation.topics import Topics
 from ffm_common.errors import IdentityTaken, MessageInvalid
 from hub.broker import Broker, Kind, find_mosquitto

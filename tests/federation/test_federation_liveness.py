@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.relay import Relay
-from federation import session as session_module
-from federation.carrier import PLAIN
-from federation.chunks import CHUNK
-from federation.link import Link
-from federation.probe import packet_limit
-from federation.session import Acked, Connected, Disconnected, Event, Received, Session
+from federation.connection import session as session_module
+from federation.connection.carrier import PLAIN
+from federation.connection.link import Link
+from federation.connection.probe import packet_limit
+from federation.connection.session import Acked, Connected, Disconnected, Event, Received, Session
+from federation.transfer.chunks import CHUNK
 from hub.broker import Broker
 from tests.brokers import HOST, OPEN, Mosquitto, wait_for
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from federation.messages import Done, Offer, Reject
-from federation.outbox import Outbox
+from federation.transfer.outbox import Outbox
 from ffm_common.errors import BlobCorrupt, LedgerBroken, PathUnwritable
 from ffm_common.files import sha256_bytes
 
@@ -91,7 +91,7 @@ def test_what_was_added_survives_kill_9(tmp_path: Path) -> None:
 import os, random, signal, sys
 from pathlib import Path
 from federation.messages import Offer
-from federation.outbox import Outbox
+from federation.transfer.outbox import Outbox
 from ffm_common.files import sha256_bytes
 outbox = Outbox(Path(sys.argv[1]))
 for seed in range(1000):

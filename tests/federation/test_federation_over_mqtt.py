@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.relay import Relay
-from federation import link as link_module
-from federation import session as session_module
-from federation.blobs import BlobStore
-from federation.chunks import CHUNK
-from federation.download import Downloader, serve
+from federation.connection import link as link_module
+from federation.connection import session as session_module
+from federation.connection.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.messages import Done, Get, Gone, Link, Need, Offer, Receipt, decode
-from federation.outbox import Outbox
-from federation.receive import UploadReceiver
-from federation.session import Acked, Connected, Disconnected, Event, Received, Session
 from federation.topics import ChunkRoute, HubRoute, MessageRoute, Topics
-from federation.upload import WINDOW, Uploader
+from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import CHUNK
+from federation.transfer.download import Downloader, serve
+from federation.transfer.outbox import Outbox
+from federation.transfer.receive import UploadReceiver
+from federation.transfer.upload import WINDOW, Uploader
 from ffm_common.errors import MessageInvalid
 from ffm_common.files import sha256_bytes
 from hub.broker import Broker, Kind, find_mosquitto

@@ -8,10 +8,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.blobs import BlobStore
-from federation.chunks import CHUNK, pack
 from federation.messages import Done, Link, Need, encode
 from federation.topics import ChunkRoute
+from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import CHUNK, pack
 from tests.federation.world import BLOB, DIGEST, OFFER, TOPICS, World
 
 _STEP = st.tuples(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from federation.chunks import CHUNK, pack
 from federation.messages import Done, Need, Offer, Receipt, Reject, decode
-from federation.upload import WINDOW
+from federation.transfer.chunks import CHUNK, pack
+from federation.transfer.upload import WINDOW
 from ffm_common.errors import PathUnwritable
 from ffm_common.files import sha256_bytes
 from tests.federation.world import BLOB, DIGEST, LIMIT, OFFER, TOPICS, World, needs_on

@@ -19,9 +19,9 @@ from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
-from federation import websocket
-from federation.carrier import Carrier, dial, wait
-from federation.websocket import Stream, WebSocket
+from federation.connection import websocket
+from federation.connection.carrier import Carrier, dial, wait
+from federation.connection.websocket import Stream, WebSocket
 from ffm_common.errors import BrokerProtocol
 
 HOST = "127.0.0.1"
@@ -316,5 +316,5 @@ def _refuses(answer: bytes) -> None:
 
 
 def test_an_agent_without_a_websocket_does_not_load_the_library() -> None:
-    code = "import sys, federation.session; sys.exit('websockets' in sys.modules)"
+    code = "import sys, federation.connection.session; sys.exit('websockets' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

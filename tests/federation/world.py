@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from federation.blobs import BlobStore
-from federation.chunks import CHUNK
-from federation.download import Downloader, serve
 from federation.messages import Done, Get, Gone, Need, Offer, Receipt, Reject, decode
-from federation.outbox import Outbox
 from federation.pace import Throttle
-from federation.receive import UploadReceiver
 from federation.topics import ChunkRoute, MessageRoute, Topics
-from federation.upload import Uploader
+from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import CHUNK
+from federation.transfer.download import Downloader, serve
+from federation.transfer.outbox import Outbox
+from federation.transfer.receive import UploadReceiver
+from federation.transfer.upload import Uploader
 from ffm_common.files import sha256_bytes
 
 TOPICS = Topics("test")

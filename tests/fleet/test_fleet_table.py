@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from federation.messages import AgentState, HubState
 from fleet.table import Screen, _tables
-from hub.ledger import VersionRow
+from hub.versions.ledger import VersionRow
 
 
 def row(number: int) -> VersionRow:

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from federation.blobs import BlobStore
+from federation.transfer.blobs import BlobStore
 from ffm_common import tensors as shape
 from ffm_common.files import make_folder
 from ffm_common.tensors import Array, content_digest
-from hub import record
-from hub.carried import digest
 from hub.config import Gate
-from hub.downlink import RESIDUAL
-from hub.ledger import Ledger, LeftOut, UpdateRow, VersionRow, VoteRow
-from hub.record import Record
-from hub.registry import Registry
+from hub.gate.ruling import Ruling
+from hub.making.carried import digest
+from hub.making.downlink import RESIDUAL
 from hub.robust.judgement import Judgement
-from hub.rollback import Rollbacks
-from hub.ruling import Ruling
+from hub.versions import record
+from hub.versions.ledger import Ledger, LeftOut, UpdateRow, VersionRow, VoteRow
+from hub.versions.record import Record
+from hub.versions.registry import Registry
+from hub.versions.rollback import Rollbacks
 from learning.adapter import WEIGHTS
 from quantization.updates.container import pack
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from ffm_common.errors import UpdateInvalid
 from ffm_common.task import Task
 from ffm_common.tensors import Array, content_digest, subtract
-from hub.aggregation import Contribution, aggregate, example_weights, hold
-from hub.products import Dense, Stack, new_sum
+from hub.aggregation.mean import Contribution, aggregate, example_weights, hold
+from hub.aggregation.products import Dense, Stack, new_sum
 from learning.model import Learner
 from learning.trainer import Trainer
 from quantization.updates.container import pack, shapes_of, unpack

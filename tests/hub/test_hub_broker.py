@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from federation.carrier import Carrier, Tls
+from federation.connection.carrier import Carrier, Tls
 from ffm_common.errors import (
     BrokerCertificate,
     BrokerLimit,

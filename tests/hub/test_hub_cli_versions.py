@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ffm
-from hub.ledger import LeftOut
+from hub.versions.ledger import LeftOut
 from learning.adapter import WEIGHTS, load_tensors
 from tests.hub.home import Home, tensors
 

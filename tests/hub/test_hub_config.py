@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.carrier import Carrier, Tls
+from federation.connection.carrier import Carrier, Tls
 from ffm_common.errors import ConfigError, ConfigInvalid
 from hub import config
 

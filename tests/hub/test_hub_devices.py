@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.devices import Personal, describe, summary
-from hub.ledger import VoteRow
+from hub.versions.devices import Personal, describe, summary
+from hub.versions.ledger import VoteRow
 
 
 def vote(agent: str, loss: float, accuracy: float | None, examples: int) -> VoteRow:

@@ -20,21 +20,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from federation.blobs import BlobStore
-from federation.chunks import CHUNK, chunk_count, pack
 from federation.messages import Offer, Reject
-from federation.receive import UploadReceiver
 from federation.topics import Topics
+from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import CHUNK, chunk_count, pack
+from federation.transfer.receive import UploadReceiver
 from ffm_common import tensors as shape
 from ffm_common.errors import LedgerBroken, PathUnwritable, VersionLost
 from ffm_common.files import make_folder, sha256_bytes
 from ffm_common.task import Adapter
 from ffm_common.tensors import Tensors, content_digest
-from hub.carried import digest
 from hub.intake import Intake
-from hub.ledger import Kind, Ledger, LeftOut, VersionRow
-from hub.registry import Registry
+from hub.making.carried import digest
 from hub.trouble import Trouble
+from hub.versions.ledger import Kind, Ledger, LeftOut, VersionRow
+from hub.versions.registry import Registry
 from quantization.updates import container
 from quantization.updates.chain import decode
 

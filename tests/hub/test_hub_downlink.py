@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffm_common.tensors import Array, Tensors, add, content_digest, subtract
-from hub.downlink import RESIDUAL, Before, Sent, distances, encode
+from hub.making.downlink import RESIDUAL, Before, Sent, distances, encode
 from quantization.updates.chain import decode
 from quantization.updates.container import read_header, shapes_of
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub.config import Gate
-from hub.gate import FEWEST, by_devices, by_examples, excess, tolerance, usual
-from hub.ruling import Finding
+from hub.gate.judges import FEWEST, by_devices, by_examples, excess, tolerance, usual
+from hub.gate.ruling import Finding
 from learning.trainer import Losses
 
 GATE = Gate()

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.candidate import Counted
-from hub.hearing import hear
-from hub.inquest import LOOKS, more_and_more, suspects
-from hub.ruling import Finding, Ruling
+from hub.gate.hearing import hear
+from hub.gate.inquest import LOOKS, more_and_more, suspects
+from hub.gate.ruling import Finding, Ruling
+from hub.making.candidate import Counted
 
 
 def updates(count: int) -> list[Counted]:

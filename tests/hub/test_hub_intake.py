@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.blobs import BlobStore
 from federation.messages import Done, Offer, Receipt, Reject
+from federation.transfer.blobs import BlobStore
 from ffm_common.files import make_folder, sha256_bytes
 from ffm_common.task import Adapter
 from ffm_common.tensors import Array, Tensors, add, content_digest, save
-from hub.aggregation import Contribution, aggregate
-from hub.candidate import Settings, Start, add_up
-from hub.carried import digest
+from hub.aggregation.mean import Contribution, aggregate
+from hub.aggregation.rebase import rebase
 from hub.config import Server, Versions
 from hub.intake import Intake
-from hub.ledger import Ledger, VersionRow
-from hub.rebase import rebase
-from hub.record import Record
-from hub.registry import KEPT, Registry
+from hub.making.candidate import Settings, Start, add_up
+from hub.making.carried import digest
 from hub.robust.defence import Defence
+from hub.versions.ledger import Ledger, VersionRow
+from hub.versions.record import Record
+from hub.versions.registry import KEPT, Registry
 from quantization.updates.container import pack
 
 BASE = "ab" * 32

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from ffm_common.errors import LedgerBroken, PathUnwritable
-from hub.ledger import Ledger, Traffic, UpdateRow, VersionRow, read_versions
+from hub.versions.ledger import Ledger, Traffic, UpdateRow, VersionRow, read_versions
 
 
 def version(number: int) -> VersionRow:

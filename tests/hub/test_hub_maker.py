@@ -9,27 +9,27 @@ import msgspec
 import numpy as np
 import pytest
 
-from federation.blobs import BlobStore
 from federation.messages import Done, Offer
+from federation.transfer.blobs import BlobStore
 from ffm_common import tensors as shape
 from ffm_common.errors import WorkerFailed
 from ffm_common.files import make_folder, sha256_bytes
 from ffm_common.task import Adapter, Task
 from ffm_common.tensors import Array, Tensors, content_digest, subtract
-from hub.candidate import Counted
-from hub.carried import digest
+from hub.aggregation.server_optimizer import load_moments
 from hub.config import HubConfig, Located, Public, Server
-from hub.downlink import RESIDUAL
 from hub.intake import Intake
-from hub.ledger import Ledger, VersionRow, VoteRow
-from hub.maker import Made, Maker
-from hub.public_files import PublicFiles
-from hub.record import Record, encode
-from hub.registry import Registry
+from hub.making.candidate import Counted
+from hub.making.carried import digest
+from hub.making.downlink import RESIDUAL
+from hub.making.maker import Made, Maker
+from hub.making.public_files import PublicFiles
+from hub.making.worker import BLOB, VersionJob, VersionResult, make_version
 from hub.robust.defence import Defence
-from hub.server_optimizer import load_moments
 from hub.switching.record import Decision, State
-from hub.worker import BLOB, VersionJob, VersionResult, make_version
+from hub.versions.ledger import Ledger, VersionRow, VoteRow
+from hub.versions.record import Record, encode
+from hub.versions.registry import Registry
 from profiles import profile as profiles
 from quantization.updates.container import pack
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from federation.session import Connected, Received, Session
+from federation.connection.session import Connected, Received, Session
 from hub.broker import Broker
-from hub.ledger import Ledger
 from hub.meter import Meter
+from hub.versions.ledger import Ledger
 
 SIZE = 1000
 

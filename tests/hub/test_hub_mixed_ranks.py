@@ -13,8 +13,8 @@ from ffm_common.errors import AdapterInvalid, UpdateInvalid
 from ffm_common.slices import pairs, rank_of, take_slices
 from ffm_common.task import Adapter
 from ffm_common.tensors import Array, Tensors, add, subtract
-from hub.aggregation import Contribution, aggregate, example_weights, slice_shares
-from hub.opening import Opener
+from hub.aggregation.mean import Contribution, aggregate, example_weights, slice_shares
+from hub.aggregation.opening import Opener
 from quantization.updates.container import pack
 
 OUT, IN, RANK = 72, 96, 16

@@ -9,9 +9,9 @@ import pytest
 
 from ffm_common.errors import DataLabels
 from ffm_common.task import Adapter, Task, Training
-from hub.bench import Bench
 from hub.config import HubConfig, Located, Public
-from hub.public_files import PublicData, PublicFiles, check
+from hub.making.bench import Bench
+from hub.making.public_files import PublicData, PublicFiles, check
 from hub.task import task_of
 from learning import scratch
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffm_common.tensors import Array
-from hub.products import Dense, Stack, Sum, new_sum, split
+from hub.aggregation.products import Dense, Stack, Sum, new_sum, split
 
 
 def factors(seed: int, out: int, inner: int, rank: int) -> tuple[Array, Array]:

@@ -9,8 +9,8 @@ import pytest
 
 from ffm_common.errors import DataError, DataFormat, DataLabels, DataMissing
 from ffm_common.task import Adapter, Task
-from hub import public_files
-from hub.public_files import PublicFiles
+from hub.making import public_files
+from hub.making.public_files import PublicFiles
 
 TASK = Task(labels=("a", "b"))
 GOOD = "text,label\nx y,a\nz,b\n"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ffm_common.errors import UpdateInvalid
 from ffm_common.slices import take_slices
 from ffm_common.tensors import Array, Tensors, add, subtract
-from hub.aggregation import Contribution, aggregate
-from hub.rebase import discount, rebase
+from hub.aggregation.mean import Contribution, aggregate
+from hub.aggregation.rebase import discount, rebase
 
 OUT, IN, RANK = 72, 96, 8
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "classifier.weight"

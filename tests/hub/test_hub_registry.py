@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from federation.blobs import BlobStore
+from federation.transfer.blobs import BlobStore
 from ffm_common import tensors as shape
-from hub.ledger import Kind, Ledger, VersionRow
-from hub.registry import Registry
+from hub.versions.ledger import Kind, Ledger, VersionRow
+from hub.versions.registry import Registry
 
 ROW = VersionRow(
     version=0,

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import robustness
 from benchmarks.attacks import ATTACKS
 from benchmarks.robustness import AGENTS, Fleet, errors
-from hub.aggregation import aggregate
+from hub.aggregation.mean import aggregate
 from hub.robust.defence import Defence
 from hub.robust.defend import defend
 

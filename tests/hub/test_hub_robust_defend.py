@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ffm_common.errors import UpdateInvalid
 from ffm_common.slices import take_slices
 from ffm_common.tensors import Array, Tensors, content_digest, subtract
-from hub.aggregation import Contribution, aggregate
-from hub.products import Dense, Stack, new_sum
+from hub.aggregation.mean import Contribution, aggregate
+from hub.aggregation.products import Dense, Stack, new_sum
 from hub.robust.defence import Defence, Rule
 from hub.robust.defend import Defended, defend
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub.products import Exact
+from hub.aggregation.products import Exact
 from hub.robust import geometry
 from hub.robust.geometry import (
     Changes,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ffm_common.tensors import Array
-from hub.aggregation import Contribution
-from hub.products import Exact
+from hub.aggregation.mean import Contribution
+from hub.aggregation.products import Exact
 from hub.robust.centred_clipping import centred_clipping
 from hub.robust.clipping import running_median, scales
 from hub.robust.company import lonely

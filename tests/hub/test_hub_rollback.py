@@ -18,15 +18,15 @@ from ffm_common import tensors as shape
 from ffm_common.errors import PathUnwritable, VersionUnknown
 from ffm_common.task import Adapter
 from ffm_common.tensors import content_digest
-from hub import rollback
 from hub.config import Gate, Versions
-from hub.downlink import RESIDUAL, Before
 from hub.intake import Intake
-from hub.ledger import LeftOut
-from hub.lineage import astray, lineage
-from hub.registry import KEPT, Registry
-from hub.restore import restore
-from hub.rollback import Rollbacks
+from hub.making.downlink import RESIDUAL, Before
+from hub.versions import rollback
+from hub.versions.ledger import LeftOut
+from hub.versions.lineage import astray, lineage
+from hub.versions.registry import KEPT, Registry
+from hub.versions.restore import restore
+from hub.versions.rollback import Rollbacks
 from learning.adapter import WEIGHTS
 from quantization.updates.container import shapes_of, unpack
 from tests.hub.home import BASE, Home, tensors
@@ -43,7 +43,7 @@ def test_a_wish_from_another_process_is_taken_up_about_the_version_that_is_open(
     for seed in range(3):
         row = home.commit(seed)
     assert home.rollbacks.reason(row, None, now=0.0) is None
-    code = "import sys; from pathlib import Path; from hub.rollback import ask; "
+    code = "import sys; from pathlib import Path; from hub.versions.rollback import ask; "
     code += "ask(Path(sys.argv[1]), 0, 'it speaks nonsense')"
     subprocess.run([sys.executable, "-c", code, str(home.folder / "ledger.db")], check=True)
     assert home.rollbacks.reason(row, None, now=0.5) is None  # looked just now

@@ -13,8 +13,8 @@ from federation.messages import AgentState
 from ffm_common.errors import LedgerBroken
 from ffm_common.task import Task, Training
 from hub.config import Versions
-from hub.ledger import Ledger
 from hub.selection import Selection, Willing, choose
+from hub.versions.ledger import Ledger
 
 TASK = Task(labels=("a", "b"), training=Training(local_steps=10), seed=7)
 RULES = Versions(buffer=2, select=2, deadline_s=100)

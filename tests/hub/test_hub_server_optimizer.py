@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffm_common.tensors import Array, content_digest
+from hub.aggregation.server_optimizer import load_moments, save_moments, step
 from hub.config import OptimizerName, Server
-from hub.server_optimizer import load_moments, save_moments, step
 
 NAMES: tuple[OptimizerName, ...] = ("fedavg", "nesterov", "fedadam", "fedyogi")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ffm_common.errors import ConfigInvalid
 from ffm_common.tensors import Array, Tensors, add, subtract
-from hub.aggregation import Contribution, aggregate
+from hub.aggregation.mean import Contribution, aggregate
 from hub.switching.decision import LARGEST, LASTING, decide, room
 from hub.switching.guard import guard
 from hub.switching.mixing import mix

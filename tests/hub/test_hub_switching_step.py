@@ -7,7 +7,7 @@ import pytest
 
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors, add, subtract
-from hub.aggregation import Contribution, aggregate
+from hub.aggregation.mean import Contribution, aggregate
 from hub.robust.defence import Defence
 from hub.switching.mixing import mix
 from hub.switching.policy import policy_of

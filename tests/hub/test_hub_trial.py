@@ -11,13 +11,21 @@ import pytest
 
 from ffm_common.task import Task
 from ffm_common.tensors import content_digest
-from hub.candidate import Counted, Settings
 from hub.config import Gate, Server
-from hub.record import Record
+from hub.gate.ruling import Ruling
+from hub.making.candidate import Counted, Settings
+from hub.making.worker import (
+    ADAPTER,
+    BLOB,
+    CARRIED,
+    Former,
+    VersionJob,
+    VersionResult,
+    make_version,
+)
 from hub.robust.defence import Defence
-from hub.rollback import Rollback
-from hub.ruling import Ruling
-from hub.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, VersionResult, make_version
+from hub.versions.record import Record
+from hub.versions.rollback import Rollback
 from learning import adapter, base
 from learning.model import Learner
 from learning.texts.data import Example, write_jsonl

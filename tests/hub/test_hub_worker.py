@@ -11,13 +11,13 @@ from ffm_common.errors import AdapterInvalid
 from ffm_common.seeds import derive
 from ffm_common.task import Adapter, Task
 from ffm_common.tensors import Array, subtract
-from hub.aggregation import Contribution, aggregate
-from hub.candidate import Counted, Settings, add_up
+from hub.aggregation.mean import Contribution, aggregate
 from hub.config import Server
-from hub.public_files import PublicData, PublicFile
+from hub.making.candidate import Counted, Settings, add_up
+from hub.making.public_files import PublicData, PublicFile
+from hub.making.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, make_version
 from hub.switching.mixing import mix
 from hub.switching.record import State
-from hub.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, make_version
 from learning import adapter, base
 from learning.model import Learner
 from learning.texts.data import Example, write_jsonl

@@ -12,8 +12,8 @@ from ffm_common.config import convert
 from ffm_common.seeds import derive
 from ffm_common.task import Adapter, Task, Training
 from ffm_common.tensors import Array, Tensors, content_digest, subtract
-from hub.aggregation import Contribution, aggregate
-from hub.downlink import Before, encode
+from hub.aggregation.mean import Contribution, aggregate
+from hub.making.downlink import Before, encode
 from hub.robust.defence import Defence
 from hub.robust.defend import defend
 from learning import base, scratch

@@ -17,7 +17,7 @@ from edge_agent import worker
 from ffm_common.errors import ModelUnsupported
 from ffm_common.task import Adapter, AdapterKind, Task, Training
 from ffm_common.tensors import add, content_digest, count
-from hub.downlink import encode
+from hub.making.downlink import encode
 from learning import adapter, base, planning, scratch
 from learning.engine import Batch
 from learning.model import Learner

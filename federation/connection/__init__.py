@@ -1,0 +1,1 @@
+"""The connection to the broker: address, carrier, session, and who is at the other end."""

@@ -1,0 +1,1 @@
+"""Blobs on their way: chunks, uploads, downloads, and the outbox."""

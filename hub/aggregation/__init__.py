@@ -1,0 +1,1 @@
+"""Adding up: what the updates of a version come to."""

@@ -1,0 +1,1 @@
+"""What `ffm hub` tells and does beside running."""

@@ -1,0 +1,1 @@
+"""The gate: which versions pass, and what becomes of those that do not."""

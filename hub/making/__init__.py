@@ -1,0 +1,1 @@
+"""Making a version: the worker process, and all that it does."""

@@ -1,0 +1,203 @@
+"""The hub's worker: makes one version, in a process that then ends.
+
+From the version before it takes a step of its own on public data, adds the counted updates up,
+mixes both, encodes the result, decodes it again and evaluates that: the quantized state is the
+truth, for the hub as for every agent. Version 0 is a fresh adapter, warmed up on public data. The
+same job gives the same version, byte for byte.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ffm_common.files import make_folder, write_atomic
+from ffm_common.task import Task
+from hub.gate.ruling import Finding
+from hub.making import carried
+from hub.making.candidate import Counted, Settings
+from hub.making.public_files import PublicData
+from hub.versions.ledger import Kind, LeftOut
+from hub.versions.record import Record
+from hub.versions.rollback import Rollback
+from learning import process
+from learning.trainer import Measure
+
+if TYPE_CHECKING:
+    from ffm_common.tensors import Tensors
+    from hub.making.bench import Bench
+
+BLOB = "version.ffm"
+ADAPTER = "adapter"
+CARRIED = "carried"
+
+
+class Former(msgspec.Struct, frozen=True, kw_only=True):
+    """The version before: folders of its adapter and of what it carries over, with digests."""
+
+    adapter: str
+    content: str
+    carried: str
+    carried_digest: str
+
+
+class VersionJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Make `version` from the one before and the updates counted for that.
+
+    Parameters
+    ----------
+    before
+        None for version 0, which is a fresh adapter.
+    record
+        Of the version before, its budget as the guard leaves it.
+    guard
+        Why that is what it is.
+    counted, settings
+        What is added up, and how.
+    codecs, keyframe
+        Of keyframes and of deltas; whether a keyframe is due.
+    plain
+        Add up, encode, and nothing else: no base is opened, no step taken, nothing measured. For
+        a hub whose training fails again and again.
+    rollback
+        The older version whose content this one gets; then nothing is added up.
+    devices
+        What devices say of the version before.
+    changes
+        By how much the loss has changed with versions so far (`hub.gate.judges.usual`).
+    public
+        What is trained on: version 0 is warmed up, of others a step starts where the devices'
+        did. None: nothing.
+    evaluation, text, label
+        The hub's other data, and the columns of both.
+    tokens, tokens_mb
+        Folder that keeps them tokenized from version to version, and its limit; None: memory.
+    """
+
+    base: str
+    base_digest: str
+    version: int
+    before: Former | None
+    record: Record = Record()
+    guard: str = ""
+    counted: tuple[Counted, ...] = ()
+    task: Task
+    settings: Settings
+    codecs: tuple[str, str]
+    keyframe: bool
+    plain: bool = False
+    rollback: Rollback | None = None
+    devices: Finding | None = None
+    changes: tuple[float, ...] = ()
+    public: PublicData | None
+    evaluation: str
+    text: str | None
+    label: str | None
+    threads: int
+    seed: int
+    tokens: str | None = None
+    tokens_mb: int = 0
+
+
+class VersionResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How the version travels and how good it is, and how the worker fared.
+
+    Parameters
+    ----------
+    kind, error, refused
+        As in `Sent`.
+    tail
+        As in `Step`.
+    left_out
+        Counted updates that are not in it, and why.
+    updates
+        How many updates are in it.
+    content, carried
+        Digests of its tensors and of what it carries over.
+    forgot
+        Whether what the version before carries over was damaged, so that it was not used.
+    measure
+        None for a plain version, and for one that has an older one's content.
+    restored
+        That older one, if it has one's.
+    record
+        How it came about.
+    """
+
+    kind: Kind
+    error: float
+    refused: float | None
+    tail: float
+    left_out: tuple[LeftOut, ...]
+    updates: int
+    content: str
+    carried: str
+    forgot: bool
+    measure: Measure | None
+    restored: int | None = None
+    record: Record
+    seconds: float
+    peak_memory_mb: float
+
+
+def make_version(job: VersionJob, folder: Path, report: process.Report) -> VersionResult:
+    """Do the job; leaves the container, a PEFT adapter folder and what is carried over."""
+    from ffm_common.tensors import content_digest
+    from hub.making import trial
+
+    started = time.monotonic()
+    for name in (ADAPTER, CARRIED):  # an attempt that failed may have left some
+        shutil.rmtree(folder / name, ignore_errors=True)
+    carry = make_folder(folder / CARRIED)
+    if job.before is None:
+        made = trial.first(job, carry, report)
+    elif job.rollback is not None:
+        made = trial.go_back(job, job.before, folder, carry)
+    else:
+        made = trial.Trial(job, job.before, folder, carry, report).hold()
+    sent, judged = made.sent, made.judged
+    write_atomic(folder / BLOB, sent.blob)
+    _save_adapter(job, made.bench, sent.truth, folder / ADAPTER)
+    return VersionResult(
+        kind=sent.kind,
+        error=sent.error,
+        refused=sent.refused,
+        tail=made.tail,
+        left_out=made.left_out,
+        updates=len(job.counted) - len(made.left_out),
+        content=content_digest(sent.truth),
+        carried=carried.digest(carry),
+        forgot=made.forgot,
+        measure=None if judged is None else judged.measure,
+        restored=made.restored,
+        record=made.record,
+        seconds=time.monotonic() - started,
+        peak_memory_mb=process.peak_memory_mb(),
+    )
+
+
+def _save_adapter(job: VersionJob, bench: Bench | None, truth: Tensors, folder: Path) -> None:
+    """Write the folder that people use; a plain version has PEFT's own file of the one before."""
+    from learning import adapter
+
+    if bench is not None:
+        bench.learner.engine.save_config(folder)
+    else:
+        assert job.before is not None  # noqa: S101
+        shutil.copytree(job.before.adapter, folder)
+    card = adapter.Card(
+        base=str(Path(job.base).resolve()),
+        base_digest=job.base_digest,
+        version=job.version,
+        task=job.task,
+    )
+    adapter.save_tensors(folder, truth, card)
+
+
+if __name__ == "__main__":
+    sys.exit(process.main(VersionJob, make_version))

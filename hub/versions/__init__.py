@@ -1,0 +1,1 @@
+"""The versions: ledger, registry, how each came about, and the way back."""
