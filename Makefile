@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test test-long check format clean
 setup: $(TESTS)
 
 $(READY): pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ demo: $(READY)
 # Two processes: much of the suite waits for brokers and agents.
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Whole federations that take a minute each; `make test` keeps below ten.
+test-long: $(TESTS)
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 check: $(TESTS)
 	$(BIN)/ruff check .

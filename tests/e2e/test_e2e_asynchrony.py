@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from hub.versions.ledger import UpdateRow
     from tests.e2e.conftest import Started, Town
@@ -13,6 +15,7 @@ TRAINING = {"local_steps": 20, "batch_size": 8, "max_length": 40}
 PUBLIC = {"train": "public.jsonl", "evaluation": "test.jsonl", "policy": "never"}
 
 
+@pytest.mark.long
 def test_a_slow_agent_holds_nobody_up_and_its_update_counts_when_it_comes(town: Town) -> None:
     town.write_hub(
         training=TRAINING,
@@ -43,6 +46,7 @@ def test_a_slow_agent_holds_nobody_up_and_its_update_counts_when_it_comes(town: 
     assert "Traceback" not in hub.said()
 
 
+@pytest.mark.long
 def test_agents_are_asked_in_turn(town: Town) -> None:
     last = 3
     town.write_hub(

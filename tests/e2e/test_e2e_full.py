@@ -90,6 +90,7 @@ def write_all(town: Town) -> None:
         (town.folder / name / "agent.toml").write_text(to_toml(agent))
 
 
+@pytest.mark.long
 def test_hub_and_boards_train_a_model_from_nothing(
     town: Town, capsys: pytest.CaptureFixture[str]
 ) -> None:

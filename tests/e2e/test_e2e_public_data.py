@@ -6,6 +6,8 @@ import shutil
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from hub.versions.record import decode
 from learning.texts.data import Example, read_labelled, write_jsonl
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Started, Town
 
 
+@pytest.mark.long
 def test_a_hub_whose_agents_have_left_takes_new_public_data_in_and_goes_no_farther_than_it_may(
     town: Town,
 ) -> None:
