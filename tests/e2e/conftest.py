@@ -27,6 +27,9 @@ from hub.versions.ledger import UpdateRow, VersionRow, read_versions
 from learning.texts.data import Example, write_jsonl
 from tests.brokers import free_port
 
+# A shell's background job has it ignored, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 T = TypeVar("T")
 
 FEDERATION = "town"

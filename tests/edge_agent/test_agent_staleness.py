@@ -128,10 +128,12 @@ class Home:
 
     def training(self) -> int | None:
         """Give the version that its worker is at."""
-        path = self.work / "manifest"
-        if not (self.work / STARTS).exists():
+        try:
+            (self.work / STARTS).stat()
+            manifest = (self.work / "manifest").read_bytes()
+        except FileNotFoundError:  # nothing is trained, or the work folder is just being cleared
             return None
-        return messages.decode(path.read_bytes(), Manifest).version
+        return messages.decode(manifest, Manifest).version
 
     @contextmanager
     def running(self) -> Iterator[None]:
