@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from hub.making.worker import VersionResult
+from hub.making.job import VersionResult
 from hub.versions.ledger import VersionRow
 from hub.versions.record import Record, describe
 

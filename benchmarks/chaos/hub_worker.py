@@ -13,7 +13,7 @@ from ffm_common.files import make_folder, write_atomic
 from ffm_common.tensors import content_digest
 from hub.making import carried, worker
 from hub.making.downlink import encode
-from hub.making.worker import ADAPTER, BLOB, CARRIED, VersionJob, VersionResult
+from hub.making.job import ADAPTER, BLOB, CARRIED, VersionJob, VersionResult
 from hub.versions.record import Record
 from learning import adapter, process
 

@@ -15,8 +15,8 @@ from ffm_common.seeds import derive
 from ffm_common.task import Task
 from hub.config import Located
 from hub.making.candidate import Counted, Settings
+from hub.making.job import ADAPTER, BLOB, CARRIED, Former, VersionJob, VersionResult
 from hub.making.public_files import PublicData, PublicFiles
-from hub.making.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, VersionResult
 from hub.switching.guard import guard
 from hub.switching.policy import policy_of
 from hub.versions.ledger import Ledger

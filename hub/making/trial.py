@@ -22,6 +22,7 @@ from hub.gate.ruling import Finding, Ruling
 from hub.making import carried, kept_losses
 from hub.making.candidate import Candidate, Counted, add_up
 from hub.making.downlink import RESIDUAL, Before, Sent, encode
+from hub.making.job import Former, VersionJob
 from hub.robust.judgement import Judgement
 from hub.robust.reputation import renewed, rolled_back
 from hub.switching.policy import policy_of
@@ -36,7 +37,6 @@ from learning.trainer import Losses
 
 if TYPE_CHECKING:
     from hub.making.bench import Bench, Judged
-    from hub.making.worker import Former, VersionJob
 
 _BLANK = "blank"
 _SCRATCH = "scratch"

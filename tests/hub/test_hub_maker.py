@@ -22,9 +22,10 @@ from hub.intake import Intake
 from hub.making.candidate import Counted
 from hub.making.carried import digest
 from hub.making.downlink import RESIDUAL
+from hub.making.job import BLOB, VersionJob, VersionResult
 from hub.making.maker import Made, Maker
 from hub.making.public_files import PublicFiles
-from hub.making.worker import BLOB, VersionJob, VersionResult, make_version
+from hub.making.worker import make_version
 from hub.robust.defence import Defence
 from hub.switching.record import Decision, State
 from hub.versions.ledger import Ledger, VersionRow, VoteRow

@@ -14,15 +14,8 @@ from ffm_common.tensors import content_digest
 from hub.config import Gate, Server
 from hub.gate.ruling import Ruling
 from hub.making.candidate import Counted, Settings
-from hub.making.worker import (
-    ADAPTER,
-    BLOB,
-    CARRIED,
-    Former,
-    VersionJob,
-    VersionResult,
-    make_version,
-)
+from hub.making.job import ADAPTER, BLOB, CARRIED, Former, VersionJob, VersionResult
+from hub.making.worker import make_version
 from hub.robust.defence import Defence
 from hub.versions.record import Record
 from hub.versions.rollback import Rollback

@@ -14,8 +14,9 @@ from ffm_common.tensors import Array, subtract
 from hub.aggregation.mean import Contribution, aggregate
 from hub.config import Server
 from hub.making.candidate import Counted, Settings, add_up
+from hub.making.job import ADAPTER, BLOB, CARRIED, Former, VersionJob
 from hub.making.public_files import PublicData, PublicFile
-from hub.making.worker import ADAPTER, BLOB, CARRIED, Former, VersionJob, make_version
+from hub.making.worker import make_version
 from hub.switching.mixing import mix
 from hub.switching.record import State
 from learning import adapter, base
