@@ -155,6 +155,8 @@ class Layout:
                 "train": self.public.name,
                 "evaluation": self.test.name,
                 "policy": policy,
+                # Of each half, in place of the devices' own: here hub and agents share one machine.
+                "steps": 8,
                 **columns,
             },
         }

@@ -73,7 +73,7 @@ def summary(report: Report) -> str:
     updates = sum(version.updates for version in report.versions)
     lines = [
         (
-            f"accuracy {report.initial_accuracy:.1%} untrained -> {report.final_accuracy:.1%} "
+            f"accuracy {report.initial_accuracy:.1%} at first -> {report.final_accuracy:.1%} "
             f"after {len(report.versions)} versions, {updates} updates, {report.seconds:.0f} s"
         ),
         (
@@ -114,7 +114,7 @@ def plot(path: Path, report: Report) -> None:
         (axes[1], megabytes, "MB over MQTT, up and down, cumulative"),
     ):
         axis.plot(places, accuracy, marker="o", color="#1f6f8b", label="federation")
-        axis.axhline(report.initial_accuracy, color="#888888", linestyle=":", label="untrained")
+        axis.axhline(report.initial_accuracy, color="#888888", linestyle=":", label="at first")
         if report.baselines is not None:
             for place, value in enumerate(sorted(report.baselines.alone.values())):
                 axis.axhline(

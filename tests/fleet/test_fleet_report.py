@@ -51,7 +51,7 @@ def test_the_report_is_json_that_reads_back_the_same(tmp_path: Path) -> None:
 
 def test_the_summary_says_what_came_out_and_what_it_cost() -> None:
     lines = report.summary(example()).splitlines()
-    assert lines[0] == "accuracy 25.0% untrained -> 70.0% after 2 versions, 8 updates, 61 s"
+    assert lines[0] == "accuracy 25.0% at first -> 70.0% after 2 versions, 8 updates, 61 s"
     assert "2.00 MB up, 1.00 MB down; one fp32 update would be 1.36 MB" in lines[1]
     assert "agent rpi4-1 was lost in version 1" in lines
     assert any("ffm infer --adapter runs/demo/adapter" in line for line in lines)
