@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def test_of_two_agents_of_one_id_the_newer_ends_with_a_clear_message(town: Town)
     with Mosquitto(town.folder / "broker", OPEN, port=town.port):
         older = town.start_agent("solo")
         town.until(lambda: town.state("solo"), "the older is there")
+        time.sleep(1.1)  # who is older is told in whole seconds
         newer = town.start_agent("twin")
         town.until(lambda: not newer.running(), "the newer ends", 60)
         assert newer.wait() == 2
