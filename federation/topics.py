@@ -58,6 +58,11 @@ class MessageRoute(msgspec.Struct, frozen=True):
     agent: str
     kind: UpKind | DownKind
 
+    @property
+    def direction(self) -> Literal["up", "down"]:
+        """Who speaks: ``up`` is the agent, ``down`` the hub."""
+        return "up" if self.kind in _KINDS["up"] else "down"
+
 
 class ChunkRoute(msgspec.Struct, frozen=True):
     """Chunk `index` of the blob `digest`, to (down) or from (up) one agent."""

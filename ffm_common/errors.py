@@ -37,7 +37,13 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   ├── MessageInvalid           message-invalid
     │   ├── UpdateInvalid            update-invalid
     │   ├── BlobCorrupt              blob-corrupt
-    │   └── BlobOversize             blob-oversize
+    │   ├── BlobOversize             blob-oversize
+    │   ├── SignatureInvalid         signature-invalid
+    │   └── SenderUnknown            sender-unknown
+    ├── TrustError
+    │   ├── TokenInvalid             token-invalid
+    │   ├── TokenRefused             token-refused
+    │   └── IdentityBroken           identity-broken
     ├── BrokerError
     │   ├── BrokerUnavailable        broker-unavailable
     │   ├── BrokerProtocol           broker-protocol
@@ -296,6 +302,47 @@ class BlobOversize(WireError):
 
     code = "blob-oversize"
     remedy = "raise the size limit here, or send fewer bits"
+
+
+class SignatureInvalid(WireError):
+    """A message or an update was not signed by whom it says; it was not looked at any further."""
+
+    code = "signature-invalid"
+    remedy = "if it goes on, find out who else speaks to this broker; a copied device must join"
+
+
+class SenderUnknown(WireError):
+    """A message of an agent that is no member, or none any more."""
+
+    code = "sender-unknown"
+    remedy = "let the device join with `ffm hub invite` and `ffm agent join`, or revoke it"
+
+
+class TrustError(FfmError):
+    """A device or a hub cannot show who it is."""
+
+    exit_status = 2
+
+
+class TokenInvalid(TrustError):
+    """The invitation is not what `ffm hub invite` printed."""
+
+    code = "token-invalid"
+    remedy = "copy the whole invitation again, or scan its QR code"
+
+
+class TokenRefused(TrustError):
+    """The hub does not let this device in: the invitation is used, too old or for another."""
+
+    code = "token-refused"
+    remedy = "ask for a new one: `ffm hub invite` at the hub"
+
+
+class IdentityBroken(TrustError):
+    """The files with the keys of this device or hub are damaged, incomplete or not private."""
+
+    code = "identity-broken"
+    remedy = "restore them from a backup; a device can also remove its identity folder and join"
 
 
 class BrokerError(FfmError):

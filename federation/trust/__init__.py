@@ -1,0 +1,1 @@
+"""Who may be believed: keys, signed messages, sealed updates, invitations, memberships."""
