@@ -270,7 +270,7 @@ def predict(
     accumulation = -(-demand.batch_size // batch)
     seconds = accumulation * calibration.seconds(operations(demand.shape, work))
     fixed = not (demand.masked or demand.pictures)
-    caches = demand.frozen_layers > 0 and demand.engine == "torch" and fixed
+    caches = demand.frozen_layers > 0 and fixed
     kept = demand.work(batch, length, checkpointing=checkpointing, cached=caches)
     parameters = demand.adapter_parameters()
     watts = profile.load_watts

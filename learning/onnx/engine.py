@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from ffm_common.errors import AdapterInvalid, ConfigInvalid, ModelUnsupported
 from ffm_common.files import make_folder
 from ffm_common.tensors import Array, Tensors, load, ordered, spec_digest
-from learning.engine import IGNORED, Batch, Score, score_of
+from learning.engine import IGNORED, Batch, Border, Score, score_of
 from learning.onnx.folder import (
     ADAPTER_CONFIG,
     ANSWER,
+    BELOW,
     FAST_STEP,
     START,
     STEP,
@@ -47,12 +48,22 @@ class OnnxEngine:
         self._folder = folder
         exported = describe(folder)
         self.task = exported.task
+        self._exported = exported
         self._embedding = _Embedding(folder / WEIGHTS, exported.embedding)
         self._threads = threads or threads_here()
         self._tensors = load(folder / START)
         self._spec = spec_digest(self._tensors)
         self._step = STEP
         self._open: tuple[str, Session] | None = None
+        self._below: Session | None = None
+
+    @property
+    def border(self) -> Border | None:
+        """Where the adapter begins; None if it is on all layers."""
+        found = self._exported
+        if not found.below:
+            return None
+        return Border(found.base_digest, found.below, self._embedding.lookup.width)
 
     @property
     def vocabulary(self) -> int:
@@ -88,40 +99,67 @@ class OnnxEngine:
     def score(self, batch: Batch) -> Score:
         """Measure the adapter on a batch."""
         if self.task.kind == "classification":
-            return score_of(self.logits(batch.ids, batch.mask), batch.targets)
+            return score_of(self._logits(batch), batch.targets)
         loss, right = np.empty((), dtype=np.float32), np.empty((), dtype=np.float32)
         self._run(ANSWER, self._given(batch), {"loss": loss, "right": right})
         return Score(float(loss), int(right), batch.scored)
 
     def logits(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
         """Give a classifier's scores of each label, shape (batch, labels)."""
-        scores = np.empty((len(ids), len(self.task.labels)), dtype=np.float32)
-        self._run(ANSWER, self._words(ids, mask), {"logits": scores})
-        return scores
+        return self._logits(Batch(ids, mask, np.zeros(len(ids), dtype=np.int64)))
+
+    def prefix(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Array:
+        """Give the hidden states at the border, float32, shape (batch, length, hidden).
+
+        They do not depend on the adapter, and a `Batch` that brings them is computed from there.
+        """
+        if self._below is None:
+            self._below = Session(self._folder / BELOW, self._threads)
+        rows, numbers = self._vectors(ids, ids)
+        hidden = np.empty((*ids.shape, self._embedding.lookup.width), dtype=np.float32)
+        self._below.run({"rows": rows, "ids": numbers, "mask": mask}, {"hidden": hidden})
+        return hidden
 
     def save_config(self, folder: Path) -> None:
         """Write ``adapter_config.json`` as PEFT does: the export has kept it."""
         shutil.copyfile(self._folder / ADAPTER_CONFIG, make_folder(folder) / ADAPTER_CONFIG)
 
-    def _words(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Give what a classifier's graphs want to know of the texts."""
-        rows, numbers = self._vectors(ids, ids)
-        return {"rows": rows, "ids": numbers, "mask": mask}
+    def _logits(self, batch: Batch) -> Array:
+        scores = np.empty((len(batch.ids), len(self.task.labels)), dtype=np.float32)
+        given = self._entering(batch) if self._exported.below else self._words(batch)
+        self._run(ANSWER, given | {"mask": batch.mask}, {"logits": scores})
+        return scores
+
+    def _words(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Give the words that a network is entered with."""
+        rows, numbers = self._vectors(batch.ids, batch.ids)
+        return {"rows": rows, "ids": numbers}
+
+    def _entering(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Give what the layers above the border are entered with, computed now if need be."""
+        hidden = batch.hidden
+        return {"hidden": self.prefix(batch.ids, batch.mask) if hidden is None else hidden}
 
     def _given(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Give what the graphs want; a language model's scored places alone meet the vocabulary."""
+        below = bool(self._exported.below)
         if self.task.kind == "classification":
-            return self._words(batch.ids, batch.mask) | {"targets": batch.targets}
+            entering = self._entering(batch) if below else self._words(batch)
+            return entering | {"mask": batch.mask, "targets": batch.targets}
         ids, adapter = batch.ids, self.task.adapter
         example, place = np.nonzero(batch.targets != IGNORED)
         targets = batch.targets[example, place]
-        rows, numbers = self._vectors(ids, np.concatenate([ids.ravel(), targets]))
+        wanted = targets if below else np.concatenate([ids.ravel(), targets])
+        rows, numbers = self._vectors(ids, wanted)
+        if below:
+            entering = self._entering(batch)
+        else:
+            entering = {"ids": numbers[: ids.size].reshape(ids.shape)}
         before = adapter.prompt_tokens if adapter.kind == "prompt" else 0
-        return {
+        return entering | {
             "rows": rows,
-            "ids": numbers[: ids.size].reshape(ids.shape),
             "mask": batch.mask,
-            "wanted": numbers[ids.size :],
+            "wanted": numbers[wanted.size - targets.size :],
             "places": example * (before + ids.shape[1]) + before + place,
             "targets": targets,
         }

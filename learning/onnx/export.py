@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from learning.onnx.artifacts import write_artifacts
 from learning.onnx.engine import gradient_of
 from learning.onnx.folder import (
     ANSWER,
+    BELOW,
     CONFIG,
     FAST_STEP,
     MANIFEST,
@@ -112,17 +114,19 @@ def export(
     engine = TorchEngine(folder, task)
     start = engine.read()
     rotation = _rotation(engine, task) if task.kind == "causal-lm" else None
+    below = 0 if engine.border is None else engine.border.layers
     make_folder(out.parent)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         with Weights(BaseTensors(folder), part / WEIGHTS, weights) as kept:
+            make = partial(_Writer, task, config, kept, start, rotation)
+            if below:
+                onnx.save(make(below=below, recompute=True).model_below(), part / BELOW)
             for name in (STEP, FAST_STEP, ANSWER):
-                recompute = name == STEP
-                writer = _Writer(task, config, kept, start, rotation, recompute=recompute)
+                writer = make(below=below, recompute=name == STEP)
                 onnx.save(writer.model(training=name != ANSWER), part / name)
             if artifacts:
-                writer = _Writer(task, config, kept, start, rotation, recompute=False)
-                write_artifacts(writer.scores(), start, part)
+                write_artifacts(make(below=below, recompute=False).scores(), start, part)
             embedding = kept.lookup(_EMBEDDING[task.kind])
         shape.save(part / START, start)
         engine.save_config(part)
@@ -135,6 +139,7 @@ def export(
             weights=weights,
             task=task,
             embedding=embedding,
+            below=below,
             files=files,
         )
         exported = msgspec.structs.replace(exported, digest=digest_of(exported))
@@ -148,7 +153,13 @@ def export(
 
 
 class _Writer:
-    """One graph: inputs, network, and its loss with gradients or its answer."""
+    """One graph: inputs, network, and its loss with gradients or its answer.
+
+    Parameters
+    ----------
+    below
+        How many layers lie below the border; 0: the network is entered with words.
+    """
 
     def __init__(
         self,
@@ -158,16 +169,17 @@ class _Writer:
         start: Tensors,
         rotation: tuple[Array, Array] | None,
         *,
+        below: int,
         recompute: bool,
     ) -> None:
         self._task = task
         self._rotation = rotation
+        self._below = below
+        self._layers = int(config["num_hidden_layers"])
         self._graph = Graph()
         self._tape = Tape(self._graph)
         self._words = "words" if PROMPT in start else "length"
-        features = int(config["hidden_size"])
-        self._rows = self._graph.input("rows", ("rows", features))
-        self._ids = self._graph.input("ids", ("batch", self._words), TensorProto.INT64)
+        self._features = int(config["hidden_size"])
         self._mask = self._graph.input("mask", ("batch", self._words), TensorProto.INT64)
         self._parts = Parts(
             tape=self._tape,
@@ -182,42 +194,72 @@ class _Writer:
         )
 
     def model(self, *, training: bool) -> onnx.ModelProto:
-        """Give the step, or the graph that answers."""
-        words = self._look_up(self._ids)
+        """Give the step, or the graph that answers; both begin at the border, if there is one."""
         if self._task.kind == "classification":
-            logits = models.bert(self._parts, words, self._mask)
+            logits = models.bert(self._parts, self._entering(), self._mask, below=self._below)
             if not training:
                 self._graph.output("logits", logits)
             else:
                 targets = self._graph.input("targets", ("batch",), TensorProto.INT64)
                 self._finish(losses.cross_entropy(self._tape, logits, targets))
         else:
-            self._language(words, training=training)
+            self._language(training=training)
+        return self._graph.model("ffm")
+
+    def model_below(self) -> onnx.ModelProto:
+        """Give the graph that ends at the border."""
+        parts, words = self._parts, self._embedded()
+        if self._task.kind == "classification":
+            hidden = models.bert_below(parts, words, self._mask, self._below)
+        else:
+            layers = range(self._below)
+            flat, length = models.llama(parts, words, self._mask, self._turned(), layers)
+            hidden = ops.by_example(self._graph, flat, length)
+        self._graph.output("hidden", hidden)
         return self._graph.model("ffm")
 
     def scores(self) -> onnx.ModelProto:
         """Give the forward pass alone: scores of labels, or of all tokens at each scored place."""
-        graph, words = self._graph, self._look_up(self._ids)
+        graph = self._graph
         if self._task.kind == "classification":
-            logits = models.bert(self._parts, words, self._mask)
+            logits = models.bert(self._parts, self._entering(), self._mask, below=self._below)
         else:
-            hidden, output = self._hidden(words)
+            hidden, output = self._hidden()
             shape = (hidden.shape[0], output.rows)
             matrix = output.slab(range(output.rows))
             logits = graph.op("Gemm", hidden, matrix, shape=shape, transB=1)
         graph.output("logits", logits)
         return graph.model("ffm")
 
+    def _entering(self) -> Value:
+        """Give what enters the network: words, or what the layers below the border gave."""
+        if not self._below:
+            return self._embedded()
+        return self._graph.input("hidden", ("batch", self._words, self._features))
+
+    def _embedded(self) -> Value:
+        ids = self._graph.input("ids", ("batch", self._words), TensorProto.INT64)
+        return self._look_up(ids)
+
+    @cached_property
+    def _rows(self) -> Value:
+        """The vectors of all tokens that this batch has, each once."""
+        return self._graph.input("rows", ("rows", self._features))
+
     def _look_up(self, numbers: Value) -> Value:
-        shape = (*numbers.shape, self._rows.shape[1])
+        shape = (*numbers.shape, self._features)
         return self._graph.op("Gather", self._rows, numbers, shape=shape)
 
-    def _hidden(self, words: Value) -> tuple[Value, Output]:
-        """Give a language model's hidden states at the scored places, and its output matrix."""
+    def _turned(self) -> tuple[Array, Array]:
         if self._rotation is None:
             raise ValueError("a language model needs its rotation")
+        return self._rotation
+
+    def _hidden(self) -> tuple[Value, Output]:
+        """Give a language model's hidden states at the scored places, and its output matrix."""
         graph, parts = self._graph, self._parts
-        stream = models.llama(parts, words, self._mask, self._rotation)
+        layers = range(self._below, self._layers)
+        stream, _ = models.llama(parts, self._entering(), self._mask, self._turned(), layers)
         places = graph.input("places", ("scored",), TensorProto.INT64)
         with graph.keeping():
             hidden = models.final_norm(parts, ops.pick(self._tape, stream, places))
@@ -227,9 +269,9 @@ class _Writer:
 
         return hidden, Output(int(parts.config["vocab_size"]), slab)
 
-    def _language(self, words: Value, *, training: bool) -> None:
+    def _language(self, *, training: bool) -> None:
         graph = self._graph
-        hidden, output = self._hidden(words)
+        hidden, output = self._hidden()
         right = self._look_up(graph.input("wanted", ("scored",), TensorProto.INT64))
         if training:
             self._finish(losses.language_loss(self._tape, hidden, right, output))

@@ -2,8 +2,10 @@
 
 ``step.onnx`` gives loss and gradients and computes activations again rather than keep them;
 ``step-fast.onnx`` gives the same and keeps the products of frozen matrices; ``answer.onnx`` gives
-scores. All take their frozen weights from ``weights.bin``. ``start.safetensors`` is the adapter to
-start from; the tokenizer is the base's. ``onnx.json`` names all of them by their digests.
+scores. Where the adapter leaves layers below it, ``below.onnx`` gives what these make of the words,
+and the others begin there. All take their frozen weights from ``weights.bin``.
+``start.safetensors`` is the adapter to start from; the tokenizer is the base's. ``onnx.json`` names
+all of them by their digests.
 ``training_model.onnx`` and ``checkpoint``, where wanted, are the step for onnxruntime-training.
 """
 
@@ -21,6 +23,7 @@ from learning.base import check_files
 
 MANIFEST, ANSWER = "onnx.json", "answer.onnx"
 STEP, FAST_STEP = "step.onnx", "step-fast.onnx"
+BELOW = "below.onnx"
 WEIGHTS, START = "weights.bin", "start.safetensors"
 TRAINING, CHECKPOINT = "training_model.onnx", "checkpoint"
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -62,6 +65,8 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
         What the graphs were written for.
     embedding
         Where the vectors of the tokens are.
+    below
+        How many layers lie below the adapter's lowest one; 0 where it is on all.
     files
         SHA-256 of each file of the folder.
     """
@@ -71,6 +76,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     weights: Format
     task: Task
     embedding: Lookup
+    below: int = 0
     files: dict[str, str]
 
 

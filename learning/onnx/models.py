@@ -8,7 +8,7 @@ last layer, which works on one place of each text; Llama, with more layers, one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +77,7 @@ class Parts(NamedTuple):
         return op.linear(self.tape, x, layer, keep=not self.recompute)
 
 
-def bert(parts: Parts, words: Value, mask: Value) -> Value:
+def bert(parts: Parts, entering: Value, mask: Value, *, below: int = 0) -> Value:
     """Give a classifier's scores, shape (batch, labels).
 
     Only the first place of the last layer is looked at, so only that place is computed there.
@@ -86,20 +86,55 @@ def bert(parts: Parts, words: Value, mask: Value) -> Value:
     ----------
     parts
         What it is put together from.
-    words
-        Embedded words, shape (batch, words, features).
+    entering
+        Embedded words, or what `bert_below` gives; shape (batch, words, features).
     mask
         Int64, shape (batch, words): 1 for a word, 0 for padding.
+    below
+        How many layers that is above.
     """
+    tape, graph = parts.tape, parts.graph
+    layers = int(parts.config["num_hidden_layers"])
+    look, enter = _enter_bert(parts, entering, mask, below)
+    rows = look.length
+    for layer in range(below, layers):
+        with graph.keeping(wanted=layer == layers - 1):
+            x = enter()
+            asking = x
+            if layer == layers - 1:
+                asking = op.first_of_each(tape, x, rows.number)
+                rows = Rows(1, graph.constant([1]))
+            enter = _bert_layer(parts, layer, look, x, asking=asking, rows=rows)
+    with graph.keeping():
+        pooled = op.tanh(tape, parts.linear(enter(), "pooler.dense"))
+        weight, offset = (_named(parts, f"classifier.{part}") for part in ("weight", "bias"))
+        return op.trained_linear(tape, pooled, weight, offset)
+
+
+def bert_below(parts: Parts, words: Value, mask: Value, layers: int) -> Value:
+    """Give what the lowest layers make of embedded words, shape (batch, words, features)."""
+    look, enter = _enter_bert(parts, words, mask, 0)
+    for layer in range(layers):
+        x = enter()
+        enter = _bert_layer(parts, layer, look, x, asking=x, rows=look.length)
+    return op.by_example(parts.graph, enter(), look.length.number)
+
+
+def _enter_bert(
+    parts: Parts, entering: Value, mask: Value, below: int
+) -> tuple[Look, Callable[[], Value]]:
+    """Give what all layers have in common, and what gives the lowest one its input."""
     tape, graph, config = parts.tape, parts.graph, parts.config
     _demand(config, model_type="bert", hidden_act="gelu", position_embedding_type="absolute")
-    epsilon = float(config["layer_norm_eps"])
     count = int(config["num_attention_heads"])
     heads = Heads(keys=count, group=1, size=int(config["hidden_size"]) // count)
-    embedded, mask = _prompted(parts, words, mask)
+    embedded, mask = _prompted(parts, entering, mask)
     bias = attend.padding_bias(graph, mask)
     rows = attend.length_of(graph, bias)
     look = Look(heads, bias, rows)
+    if below:
+        given = graph.keep(op.flatten(tape, embedded, rows.number))
+        return look, lambda: given
     places = op.plus(
         tape,
         graph.op(
@@ -112,48 +147,57 @@ def bert(parts: Parts, words: Value, mask: Value) -> Value:
         _first_row(parts, "embeddings.token_type_embeddings.weight"),
     )
     stream = graph.keep(op.flatten(tape, op.plus(tape, embedded, places), rows.number))
-    norm = "embeddings.LayerNorm"
-    layers = int(config["num_hidden_layers"])
-    for layer in range(layers):
-        name = f"encoder.layer.{layer}"
-        with graph.keeping(wanted=layer == layers - 1):
-            x = _layer_norm(parts, stream, norm, epsilon)
-            asking = x
-            if layer == layers - 1:
-                asking = op.first_of_each(tape, x, rows.number)
-                rows = Rows(1, graph.constant([1]))
-            asked = Asked(
-                query=parts.linear(asking, f"{name}.attention.self.query"),
-                key=parts.linear(x, f"{name}.attention.self.key"),
-                value=parts.linear(x, f"{name}.attention.self.value"),
-            )
-            mixed = attend.attention(tape, asked, look, rows)
-            mixed = parts.linear(mixed, f"{name}.attention.output.dense")
-            stream = graph.keep(op.plus(tape, mixed, asking))
-            x = _layer_norm(parts, stream, f"{name}.attention.output.LayerNorm", epsilon)
-            wide = op.gelu(tape, parts.linear(x, f"{name}.intermediate.dense"))
-            stream = graph.keep(op.plus(tape, parts.linear(wide, f"{name}.output.dense"), x))
-        norm = f"{name}.output.LayerNorm"
-    with graph.keeping():
-        first = _layer_norm(parts, stream, norm, epsilon)
-        pooled = op.tanh(tape, parts.linear(first, "pooler.dense"))
-        weight, offset = (_named(parts, f"classifier.{part}") for part in ("weight", "bias"))
-        return op.trained_linear(tape, pooled, weight, offset)
+    return look, lambda: _layer_norm(parts, stream, "embeddings.LayerNorm")
 
 
-def llama(parts: Parts, words: Value, mask: Value, rotation: tuple[Array, Array]) -> Value:
-    """Give the last hidden states, shape (tokens, features), before their norm.
+def _bert_layer(
+    parts: Parts, layer: int, look: Look, x: Value, *, asking: Value, rows: Rows
+) -> Callable[[], Value]:
+    """Add a layer; give what gives its output, whose last sum alone is kept.
+
+    Parameters
+    ----------
+    x, asking
+        All rows, and those that ask: `rows` of each example.
+    """
+    tape, graph = parts.tape, parts.graph
+    name = f"encoder.layer.{layer}"
+    asked = Asked(
+        query=parts.linear(asking, f"{name}.attention.self.query"),
+        key=parts.linear(x, f"{name}.attention.self.key"),
+        value=parts.linear(x, f"{name}.attention.self.value"),
+    )
+    mixed = attend.attention(tape, asked, look, rows)
+    mixed = parts.linear(mixed, f"{name}.attention.output.dense")
+    stream = graph.keep(op.plus(tape, mixed, asking))
+    x = _layer_norm(parts, stream, f"{name}.attention.output.LayerNorm")
+    wide = op.gelu(tape, parts.linear(x, f"{name}.intermediate.dense"))
+    stream = graph.keep(op.plus(tape, parts.linear(wide, f"{name}.output.dense"), x))
+    return lambda: _layer_norm(parts, stream, f"{name}.output.LayerNorm")
+
+
+def llama(
+    parts: Parts, entering: Value, mask: Value, rotation: tuple[Array, Array], layers: range
+) -> tuple[Value, Value]:
+    """Give hidden states after some layers, shape (tokens, features), before a norm.
 
     Parameters
     ----------
     parts
         What it is put together from.
-    words
-        Embedded words, shape (batch, words, features).
+    entering
+        Embedded words, or what the layers below give; shape (batch, words, features).
     mask
         Int64, shape (batch, words): 1 for a word, 0 for padding.
     rotation
         Cosine and sine for each place, each of shape (places, size of a head).
+    layers
+        Which; the lowest of all take embedded words.
+
+    Returns
+    -------
+    hidden, length
+        `length` is the number of rows of each example, int64, shape (1,).
     """
     tape, graph, config = parts.tape, parts.graph, parts.config
     _demand(config, hidden_act="silu")
@@ -167,7 +211,7 @@ def llama(parts: Parts, words: Value, mask: Value, rotation: tuple[Array, Array]
     count, keys = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
     size = int(config.get("head_dim") or config["hidden_size"] // count)
     heads = Heads(keys=keys, group=count // keys, size=size)
-    embedded, mask = _prompted(parts, words, mask)
+    embedded, mask = _prompted(parts, entering, mask)
     bias = attend.causal_bias(graph, mask, heads)
     rows = attend.length_of(graph, bias)
     cosine, sine = (
@@ -176,7 +220,7 @@ def llama(parts: Parts, words: Value, mask: Value, rotation: tuple[Array, Array]
     )
     look = Look(heads, bias, rows, attend.turns(graph, cosine, sine, heads, rows))
     stream = graph.keep(op.flatten(tape, embedded, rows.number))
-    for layer in range(int(config["num_hidden_layers"])):
+    for layer in layers:
         name = f"layers.{layer}"
         x = op.rms_norm(tape, stream, parts.vector(f"{name}.input_layernorm.weight"), epsilon)
         asked = Asked(
@@ -193,7 +237,7 @@ def llama(parts: Parts, words: Value, mask: Value, rotation: tuple[Array, Array]
         gate = parts.linear(x, f"{name}.mlp.gate_proj")
         wide = op.gated_silu(tape, gate, parts.linear(x, f"{name}.mlp.up_proj"))
         stream = graph.keep(op.plus(tape, parts.linear(wide, f"{name}.mlp.down_proj"), stream))
-    return stream
+    return stream, rows.number
 
 
 def final_norm(parts: Parts, x: Value) -> Value:
@@ -220,7 +264,8 @@ def _first_row(parts: Parts, name: str) -> Value:
     return graph.op("Gather", table, graph.constant(np.int64(0)), shape=table.shape[1:], axis=0)
 
 
-def _layer_norm(parts: Parts, x: Value, name: str, epsilon: float) -> Value:
+def _layer_norm(parts: Parts, x: Value, name: str) -> Value:
+    epsilon = float(parts.config["layer_norm_eps"])
     weight, bias = parts.vector(f"{name}.weight"), parts.vector(f"{name}.bias")
     return op.layer_norm(parts.tape, x, weight, bias, epsilon)
 

@@ -95,6 +95,14 @@ def test_a_classifiers_gradients_are_those_of_torch(
     assert_trains_as_torch(minilm, task, tmp_path / "step", labelled())
 
 
+def test_an_adapter_on_the_top_layers_trains_as_with_torch(
+    minilm: Path, task: Task, tmp_path: Path
+) -> None:
+    task = msgspec.structs.replace(task, adapter=Adapter(top_layers=2))
+    export(minilm, task, tmp_path / "step", weights="nf4", artifacts=True)
+    assert_trains_as_torch(minilm, task, tmp_path / "step", labelled())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_language_models_gradients_are_those_of_torch(
     stories: Path, tmp_path: Path, kind: Literal["lora", "prompt"]
