@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.hidden import Hidden
 from benchmarks.models import DATA
 from ffm_common import tensors as shape
 from ffm_common.files import make_folder
@@ -134,6 +135,7 @@ class Arena:
         self.engine: OnnxEngine = OnnxEngine(folder, threads=1)
         self.engine.set_checkpointing(on=False)
         self._judge: OnnxEngine = OnnxEngine(folder, threads=1)
+        self._hidden = Hidden(self.engine) if self.engine.border else None
         self.task = self.engine.task
         self._tokenizer = Tokenizer(folder)
         self._examples = training_set(task)
@@ -161,9 +163,15 @@ class Arena:
     def train(self, start: Tensors, shard: Shard, steps: int, seed: int) -> dict[str, Array]:
         """Take local steps from `start`; give what the agent holds then."""
         self.engine.write(start)
-        training = self.task.training
-        Trainer(self.engine, shard, training, micro_batch=training.batch_size, seed=seed).run(steps)
+        self.trainer(shard, seed).run(steps)
         return self.engine.read()
+
+    def trainer(self, shard: Shard, seed: int) -> Trainer:
+        """Give what takes steps from what the engine holds."""
+        training = self.task.training
+        return Trainer(
+            self.engine, self._seen(shard), training, micro_batch=training.batch_size, seed=seed
+        )
 
     def contribution(self, blob: bytes, version: Tensors, examples: int) -> Contribution:
         """Give an update as the hub takes it: decoded when its turn comes."""
@@ -182,7 +190,11 @@ class Arena:
     def score(self, tensors: Tensors, shard: Shard) -> Measure:
         """Measure on other examples."""
         self._judge.write(tensors)
-        return evaluate(self._judge, shard)
+        return evaluate(self._judge, self._seen(shard))
+
+    def _seen(self, shard: Shard) -> Shard:
+        """Bring what lies below an adapter on the top layers: it is computed once for each text."""
+        return shard if self._hidden is None else self._hidden.shard(shard)
 
 
 class _Downlink:

@@ -19,7 +19,6 @@ from hub.switching.policy import policy_of
 from hub.switching.record import Decision
 from hub.switching.warmup import until_flat
 from learning.texts.data import Example
-from learning.trainer import Trainer
 
 Federated: TypeAlias = Literal["never", "warmup-then-federated", "always", "fixed:0.3", "adaptive"]
 Apart: TypeAlias = Literal["public-only", "centralized", "alone"]
@@ -146,9 +145,7 @@ def _until_flat(
 ) -> dict[str, Array]:
     """Train until the loss on held-out examples no longer falls; give the best adapter."""
     arena.engine.write(start)
-    training = arena.task.training
-    shard, held_out = arena.shard(examples), arena.shard(check)
-    trainer = Trainer(arena.engine, shard, training, micro_batch=training.batch_size, seed=seed)
+    trainer, held_out = arena.trainer(arena.shard(examples), seed), arena.shard(check)
 
     def judge() -> tuple[dict[str, Array], float]:
         found = arena.engine.read()
