@@ -37,7 +37,6 @@ from hub.aggregation.server_optimizer import load_moments, save_moments, step
 from hub.config import Server
 from hub.making.downlink import Before, encode
 from learning.texts.batches import Shard
-from learning.trainer import Trainer
 from quantization.updates.container import pack, shapes_of, unpack
 from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 
@@ -260,11 +259,8 @@ class _Board:
         """Give the update."""
         self.busy = False
         seed = derive(self._cell.seed, self.name, self.version)
-        training = msgspec.structs.replace(arena.task.training, batch_size=self._cell.batch_size)
         arena.engine.write(self._start)
-        trainer = Trainer(
-            arena.engine, self._shard, training, micro_batch=training.batch_size, seed=seed
-        )
+        trainer = arena.trainer(self._shard, seed, batch_size=self._cell.batch_size)
         trainer.run(self._cell.local_steps)
         held = arena.engine.read()
         blob = pack(
@@ -395,11 +391,11 @@ def judge(done: Sequence[Done]) -> tuple[list[dict[str, object]], list[Target]]:
     for one in done:
         if not one.cell.max_staleness:
             final = smoothed(one.points)[-1][1]
-            goals[one.cell.seed] = (final, reached(one.points, final - _POINTS))
+            goals[one.cell.seed, one.cell.alpha] = (final, reached(one.points, final - _POINTS))
     rows: list[dict[str, object]] = []
     ratios = []
     for one in done:
-        final, whole = goals[one.cell.seed]
+        final, whole = goals[one.cell.seed, one.cell.alpha]
         time_s = reached(one.points, final - _POINTS)
         ratio = time_s / whole
         row = msgspec.to_builtins(one) | {
@@ -409,16 +405,13 @@ def judge(done: Sequence[Done]) -> tuple[list[dict[str, object]], list[Target]]:
             "ratio": None if time_s == float("inf") else round(ratio, 3),
         }
         rows.append(row)
-        if one.cell.max_staleness and one.cell.rebuilt and one.cell.buffer == _main_buffer(done):
+        decisive = one.cell.rebuilt and one.cell.alpha == _ALIKE
+        if one.cell.max_staleness and decisive:
             ratios.append(ratio)
     claim = at_most(
         "time to the target of synchronous, mean over seeds", statistics.mean(ratios), _TARGET
     )
     return rows, [claim]
-
-
-def _main_buffer(done: Sequence[Done]) -> int:
-    return next(one.cell.buffer for one in done if one.cell.max_staleness)
 
 
 def plot(path: Path, done: Sequence[Done]) -> None:

@@ -166,9 +166,11 @@ class Arena:
         self.trainer(shard, seed).run(steps)
         return self.engine.read()
 
-    def trainer(self, shard: Shard, seed: int) -> Trainer:
+    def trainer(self, shard: Shard, seed: int, *, batch_size: int | None = None) -> Trainer:
         """Give what takes steps from what the engine holds."""
         training = self.task.training
+        if batch_size is not None:
+            training = msgspec.structs.replace(training, batch_size=batch_size)
         return Trainer(
             self.engine, self._seen(shard), training, micro_batch=training.batch_size, seed=seed
         )
