@@ -80,8 +80,14 @@ class Dealt(msgspec.Struct, frozen=True):
     check: list[Example]
 
 
-def deal(setting: Setting) -> Dealt:
-    """Deal a setting's data out; public data depends on task, kind and seed alone."""
+def deal(setting: Setting, *, each: int = _EACH) -> Dealt:
+    """Deal a setting's data out; public data depends on task, kind and seed alone.
+
+    Parameters
+    ----------
+    each
+        Examples of a device, those that it holds out included.
+    """
     examples = training_set(setting.task)
     published = _published(setting, examples)[: _PUBLIC + _CHECKED]
     taken = {example.text for example in published}
@@ -91,7 +97,7 @@ def deal(setting: Setting) -> Dealt:
         private, agents=setting.agents, alpha=alpha, public=0, test=0, seed=setting.seed
     ).agents
     return Dealt(
-        devices=[share[_HELD_OUT:_EACH] for share in shares],
+        devices=[share[_HELD_OUT:each] for share in shares],
         own=[share[:_HELD_OUT] for share in shares],
         public=published[_CHECKED:],
         check=published[:_CHECKED],

@@ -22,6 +22,8 @@ from hub.switching.record import Decision, State
 from hub.switching.step import take_step
 from learning.texts.batches import Shard
 
+_DEFENCE = Defence()
+
 
 class Hub:
     """Makes each version from the one before and its updates, as a policy says.
@@ -30,15 +32,25 @@ class Hub:
     ----------
     steps
         Of the devices, which each half of the public data takes, too.
+    defence
+        What is done about harmful updates.
     """
 
     def __init__(
-        self, arena: Arena, policy: Policy, dealt: Dealt, *, steps: int, seed: int
+        self,
+        arena: Arena,
+        policy: Policy,
+        dealt: Dealt,
+        *,
+        steps: int,
+        seed: int,
+        defence: Defence = _DEFENCE,
     ) -> None:
         self._arena = arena
         self._policy = policy
         self._steps = steps
         self._seed = seed
+        self._defence = defence
         self._public = arena.shard(dealt.public)
         self._own = {f"{place}": arena.shard(part) for place, part in enumerate(dealt.own) if part}
         self._reports: dict[str, float] = {}
@@ -58,7 +70,7 @@ class Hub:
             contributions,
             self._train(version) if self._policy.mixes else None,
             policy=self._policy,
-            defence=Defence(),
+            defence=self._defence,
             state=self._state,
             medians=self._medians,
         )
