@@ -389,8 +389,9 @@ def _prepare(missing: list[Cell], work: Path) -> None:
 
 def _describe(done: Done) -> str:
     return (
-        f"seed {done.cell.seed}, {done.cell.agents} devices, {done.cell.name}: {done.versions} versions of {done.updates} "
-        f"updates, accuracy {done.points[-1].accuracy:.3f}, {done.cpu_s:.0f} s of CPU"
+        f"seed {done.cell.seed}, {done.cell.agents} devices, {done.cell.name}: "
+        f"{done.versions} versions of {done.updates} updates, "
+        f"accuracy {done.points[-1].accuracy:.3f}, {done.cpu_s:.0f} s of CPU"
     )
 
 
