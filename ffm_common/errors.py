@@ -43,6 +43,7 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     ├── TrustError
     │   ├── TokenInvalid             token-invalid
     │   ├── TokenRefused             token-refused
+    │   ├── ClockWrong               clock-wrong
     │   └── IdentityBroken           identity-broken
     ├── BrokerError
     │   ├── BrokerUnavailable        broker-unavailable
@@ -336,6 +337,13 @@ class TokenRefused(TrustError):
 
     code = "token-refused"
     remedy = "ask for a new one: `ffm hub invite` at the hub"
+
+
+class ClockWrong(TrustError):
+    """The clock of this machine is so wrong that no certificate can be made or believed."""
+
+    code = "clock-wrong"
+    remedy = "set it, for instance with `timedatectl set-ntp true`, and try again"
 
 
 class IdentityBroken(TrustError):

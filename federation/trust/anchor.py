@@ -13,8 +13,10 @@ import msgspec
 from federation.messages import Name
 
 BROKER_NAME: Final = "broker.ffm"
-"""What broker and door are called in their certificate, wherever they are reached: the authority is
-the federation's own, so addresses may change and no board has to be touched."""
+DOOR_NAME: Final = "door.ffm"
+"""What broker and door are called in their certificates, wherever they are reached: the authority
+is the federation's own, so addresses may change and no board has to be touched. There are two, as
+who runs a broker shall not pass for the hub."""
 
 Key: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 """A public key in hex."""

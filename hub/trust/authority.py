@@ -6,6 +6,8 @@
     IDENTITY/hub.key, hub.pem               the hub signs with it, and shows it to the broker
     IDENTITY/opens.key                      updates are sealed to it
     IDENTITY/broker.key, broker.pem         what the broker shows
+    IDENTITY/door.key, door.pem             what the hub shows where it lets boards in
+    IDENTITY/members.db                     whom it has let in (`hub.trust.members`)
 
 The authority signs certificates and lists of revoked ones, nothing else. All that must be kept to
 be this hub is in the folder. `cryptography` is loaded when something is made, not when it is read.
@@ -20,10 +22,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from federation.trust.anchor import BROKER_NAME, Anchor
+from federation.trust.anchor import BROKER_NAME, DOOR_NAME, Anchor
 from federation.trust.keys import SealingKey, SigningKey
 from federation.trust.membership import Credentials
-from ffm_common.errors import IdentityBroken
+from ffm_common.errors import ClockWrong, IdentityBroken
 from ffm_common.files import make_folder, sha256_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ HUB_NAME: Final = "_hub"
 LIFE_DAYS: Final = 365
 _AUTHORITY_DAYS: Final = 30 * 365
 _EARLY: Final = dt.timedelta(days=1)  # clocks of boards and hub differ
+_SURELY_PAST: Final = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 _SECRET, _PRIVATE_FOLDER = 0o600, 0o700
 
 
@@ -69,7 +72,11 @@ class Authority:
         self.folder = folder
         self._federation = federation
         make_folder(folder).chmod(_PRIVATE_FOLDER)
+        self.members = folder / "members.db"
+        """Where the members are, who believe in this authority and in no other."""
         if not self._pem.exists():
+            if self.members.exists():
+                raise IdentityBroken(f"{self._pem} is missing")
             self._make()
         self.signs = SigningKey.load(folder / "hub.key")
         self.opens = SealingKey.load(folder / "opens.key")
@@ -101,20 +108,7 @@ class Authority:
         names
             Hosts and addresses by which others than agents reach it.
         """
-        from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = dict.fromkeys((BROKER_NAME, "localhost", *names))
-        builder = self._builder(BROKER_NAME, _AUTHORITY_DAYS).public_key(key.public_key())
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-        ).add_extension(
-            x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
-        )
-        write_atomic(self.folder / "broker.key", _private_pem(key), mode=_SECRET)
-        write_atomic(self.folder / "broker.pem", _pem(self._sign(builder)))
+        self._certify_server("broker", (BROKER_NAME, "localhost", *names))
 
     def revocations(self, serials: Iterable[int]) -> bytes:
         """Give the list of revoked certificates, PEM, for a broker."""
@@ -179,6 +173,7 @@ class Authority:
         SealingKey.generate().save(self.folder / "opens.key")
         self._loaded = (key, certificate)
         self.certify_broker()
+        self._certify_server("door", (DOOR_NAME,))
         own = self._certify(HUB_NAME, _ed25519(signs.public), _AUTHORITY_DAYS)
         write_atomic(self.folder / "hub.pem", own.credentials.certificate.encode())
         write_atomic(self._pem, _pem(certificate))
@@ -193,6 +188,22 @@ class Authority:
                 x509.NameAttribute(NameOID.COMMON_NAME, "ffm authority"),
             ]
         )
+
+    def _certify_server(self, file: str, names: Iterable[str]) -> None:
+        """Make key and certificate of somebody who is called by the first of `names`."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        key, names = ec.generate_private_key(ec.SECP256R1()), list(dict.fromkeys(names))
+        builder = self._builder(names[0], _AUTHORITY_DAYS).public_key(key.public_key())
+        builder = builder.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+        ).add_extension(
+            x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
+        )
+        write_atomic(self.folder / f"{file}.key", _private_pem(key), mode=_SECRET)
+        write_atomic(self.folder / f"{file}.pem", _pem(self._sign(builder)))
 
     def _certify(self, name: str, public: Ed25519PublicKey, days: float) -> Certified:
         from cryptography import x509
@@ -222,6 +233,11 @@ class Authority:
             .not_valid_before(begins)
             .not_valid_after(ends)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            # Python 3.13 and newer trust no certificate without it.
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key().public_key()),
+                critical=False,
+            )
         )
 
     def _sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
@@ -276,7 +292,10 @@ class Authority:
 
 def _validity(days: float) -> tuple[dt.datetime, dt.datetime]:
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)
-    return now - _EARLY, now + dt.timedelta(days=days)
+    if now < _SURELY_PAST:  # what is made now would have run out when the clock is set
+        raise ClockWrong(f"the clock of this machine says {now:%Y-%m-%d}")
+    life = dt.timedelta(days=days)
+    return now - min(_EARLY, life / 10), now + life
 
 
 def _name(text: str) -> x509.Name:

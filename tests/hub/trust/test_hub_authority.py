@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import socket
 import ssl
 import threading
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from federation.trust.anchor import BROKER_NAME
+from federation.trust.anchor import BROKER_NAME, DOOR_NAME
 from federation.trust.keys import SigningKey
-from ffm_common.errors import IdentityBroken
+from ffm_common.errors import ClockWrong, IdentityBroken
 from hub.trust.authority import HUB_NAME, Authority
+
+SECRETS = ("authority.key", "hub.key", "opens.key", "broker.key", "door.key")
 
 
 @pytest.fixture
@@ -25,7 +28,9 @@ def shake_hands(authority: Authority, certificate: Path, key: Path) -> str:
     server.load_cert_chain(authority.folder / "broker.pem", authority.folder / "broker.key")
     server.load_verify_locations(authority.folder / "authority.pem")
     server.verify_mode = ssl.CERT_REQUIRED
+    server.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
     client = ssl.create_default_context(cafile=authority.folder / "authority.pem")
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
     client.load_cert_chain(certificate, key)
     ours, theirs = socket.socketpair()
     seen: list[str] = []
@@ -68,6 +73,38 @@ def test_a_certificate_lasts_as_long_as_is_asked(authority: Authority) -> None:
     assert 10 * 86400 <= made.ends - made.begins <= 11 * 86400 + 1
 
 
+def test_a_short_certificate_does_not_begin_long_ago(authority: Authority) -> None:
+    made = authority.certify("kitchen", SigningKey.generate().public, days=10 / 86400).credentials
+    assert made.ends - made.begins <= 12
+
+
+def test_who_has_the_broker_s_certificate_is_not_taken_for_the_door(authority: Authority) -> None:
+    broker, door = (
+        x509.load_pem_x509_certificate((authority.folder / f"{name}.pem").read_bytes())
+        for name in ("broker", "door")
+    )
+    names = [
+        found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        for found in (broker, door)
+    ]
+    assert DOOR_NAME not in names[0].get_values_for_type(x509.DNSName)
+    assert names[1].get_values_for_type(x509.DNSName) == [DOOR_NAME]
+    assert broker.public_key() != door.public_key()
+
+
+def test_a_hub_whose_clock_stands_in_1970_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Clock:
+            return cls(1970, 1, 1, 0, 3, tzinfo=tz)
+
+    monkeypatch.setattr(dt, "datetime", Clock)
+    with pytest.raises(ClockWrong, match="1970-01-01"):
+        Authority(tmp_path / "identity", "home")
+
+
 def test_a_revoked_certificate_is_on_the_list(authority: Authority) -> None:
     made = authority.certify("kitchen", SigningKey.generate().public)
     found = x509.load_pem_x509_crl(authority.revocations([made.serial]))
@@ -85,7 +122,7 @@ def test_the_longest_names_can_be_certified(tmp_path: Path) -> None:
 
 def test_its_secrets_are_for_its_owner_alone(authority: Authority) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in authority.folder.glob("*.key")}
-    assert modes == dict.fromkeys(("authority.key", "hub.key", "opens.key", "broker.key"), 0o600)
+    assert modes == dict.fromkeys(SECRETS, 0o600)
     assert authority.folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -105,3 +142,10 @@ def test_a_making_that_was_cut_short_is_made_anew(authority: Authority) -> None:
     (authority.folder / "authority.pem").unlink()  # it is written last
     again = Authority(authority.folder, "home")
     assert again.certify("kitchen", SigningKey.generate().public).serial
+
+
+def test_one_that_has_members_is_never_made_anew(authority: Authority) -> None:
+    authority.members.touch()
+    (authority.folder / "authority.pem").unlink()
+    with pytest.raises(IdentityBroken, match=r"authority\.pem is missing"):
+        Authority(authority.folder, "home")
