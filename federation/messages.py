@@ -215,6 +215,12 @@ class Get(Message, frozen=True, kw_only=True):
     ranges: Ranges
 
 
+class Renew(Message, frozen=True, kw_only=True):
+    """Agent: make me a new certificate for my public key (in hex); answered by `Credentials`."""
+
+    public: Digest
+
+
 class Gone(Message, frozen=True, kw_only=True):
     """Hub: no such blob here (any more); read the manifest again."""
 

@@ -6,9 +6,10 @@
     ffm/v1/<federation>/hub/manifest                      retained
     ffm/v1/<federation>/agent/<id>/state                  retained, last will of the agent
     ffm/v1/<federation>/agent/<id>/claim                  retained, for who else has that id
-    ffm/v1/<federation>/agent/<id>/up/<kind>              agent -> hub: offer, get, vote
+    ffm/v1/<federation>/agent/<id>/up/<kind>              agent -> hub: offer, get, vote, renew
     ffm/v1/<federation>/agent/<id>/up/<digest>/<index>    agent -> hub: one chunk
-    ffm/v1/<federation>/agent/<id>/down/<kind>            hub -> agent: need, done, reject, gone
+    ffm/v1/<federation>/agent/<id>/down/<kind>            hub -> agent: need, done, reject, gone,
+                                                          certificate
     ffm/v1/<federation>/agent/<id>/down/<digest>/<index>  hub -> agent: one chunk
 
 At most 7 slashes and 256 bytes, which the tightest hosted broker (AWS IoT Core) still takes.
@@ -23,13 +24,16 @@ import msgspec
 
 from ffm_common.errors import MessageInvalid, NameInvalid
 
-UpKind: TypeAlias = Literal["offer", "get", "vote"]
-DownKind: TypeAlias = Literal["need", "done", "reject", "gone"]
+UpKind: TypeAlias = Literal["offer", "get", "vote", "renew"]
+DownKind: TypeAlias = Literal["need", "done", "reject", "gone", "certificate"]
 
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
-_KINDS = {"up": ("offer", "get", "vote"), "down": ("need", "done", "reject", "gone")}
+_KINDS = {
+    "up": ("offer", "get", "vote", "renew"),
+    "down": ("need", "done", "reject", "gone", "certificate"),
+}
 _HUB_KINDS = ("state", "manifest")
 _MAX_TOPIC = 256
 

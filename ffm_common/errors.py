@@ -43,6 +43,9 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     ├── TrustError
     │   ├── TokenInvalid             token-invalid
     │   ├── TokenRefused             token-refused
+    │   ├── DoorUnreachable          door-unreachable
+    │   ├── DoorUntrusted            door-untrusted
+    │   ├── MembershipOther          membership-other
     │   ├── ClockWrong               clock-wrong
     │   └── IdentityBroken           identity-broken
     ├── BrokerError
@@ -337,6 +340,28 @@ class TokenRefused(TrustError):
 
     code = "token-refused"
     remedy = "ask for a new one: `ffm hub invite` at the hub"
+
+
+class DoorUnreachable(TrustError):
+    """The hub's door does not answer, or cannot be opened."""
+
+    code = "door-unreachable"
+    remedy = "start the hub, and see that this machine reaches its host and port; then try again"
+    exit_status = 1
+
+
+class DoorUntrusted(TrustError):
+    """Who answers in the place of the hub's door is not the hub that made the invitation."""
+
+    code = "door-untrusted"
+    remedy = "find out who answers at that address; do not join there"
+
+
+class MembershipOther(TrustError):
+    """The device is in another federation or has another id, or is asked to."""
+
+    code = "membership-other"
+    remedy = "correct agent.toml; to start anew, remove the device's identity folder and join"
 
 
 class ClockWrong(TrustError):

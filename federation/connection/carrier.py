@@ -31,11 +31,23 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
         Certificates that may vouch for the broker; None: those that this machine trusts.
     certificate, key
         Ours, for a broker that asks for one.
+    name
+        What the broker's certificate must say in place of the host that is dialled.
     """
 
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    name: str | None = None
+
+    def backed_by(self, own: Tls) -> Tls:
+        """Take from `own` what is not given here: whom to trust, and what to show."""
+        found = self
+        if found.ca is None:
+            found = msgspec.structs.replace(found, ca=own.ca, name=own.name)
+        if found.certificate is None:
+            found = msgspec.structs.replace(found, certificate=own.certificate, key=own.key)
+        return found
 
     def context(self) -> ssl.SSLContext:
         """Read the files. Done for each connection, so a renewed certificate counts at once.
@@ -140,14 +152,15 @@ def dial(host: str, port: int, carrier: Carrier) -> Stream:
         A file of `Tls` cannot be used.
     """
     where = f"{host}:{port}"
-    context = None if carrier.tls is None else carrier.tls.context()
+    tls, context = carrier.tls, None if carrier.tls is None else carrier.tls.context()
     sock = socket.create_connection((host, port), timeout=_CONNECT_S)
     until = time.monotonic() + _OPEN_S - _CONNECT_S
     try:
         # Nagle's algorithm and delayed acks would cost 90 ms per request.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if context is not None:
-            sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+        if tls is not None and context is not None:
+            name = tls.name or host
+            sock = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
             _shake_hands(sock, where, until)
         stream = Socket(sock)
         if carrier.path is None:

@@ -30,9 +30,14 @@ class Anchor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     opens: Key
 
     def meaning(self, what: bytes, *parts: bytes) -> bytes:
-        """Give the bytes to be signed: what kind of statement, in which federation, and its parts.
+        """Give the bytes to be signed: which kind of statement, in which federation, its parts."""
+        return framed(what, self.federation.encode(), bytes.fromhex(self.signs), *parts)
 
-        Each part is preceded by its length, so that no two statements give the same bytes.
-        """
-        said = (b"ffm-edge 1", what, self.federation.encode(), bytes.fromhex(self.signs), *parts)
-        return b"".join(len(part).to_bytes(8, "big") + part for part in said)
+
+def framed(what: bytes, *parts: bytes) -> bytes:
+    """Give the bytes to be signed of a statement.
+
+    Each part is preceded by its length, so that no two statements give the same bytes.
+    """
+    said = (b"ffm-edge 1", what, *parts)
+    return b"".join(len(part).to_bytes(8, "big") + part for part in said)

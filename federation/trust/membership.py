@@ -12,12 +12,14 @@ Without the folder the agent is none, and can take part in an open federation on
 
 from __future__ import annotations
 
+import hashlib
+import ssl
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
-from federation.messages import Name
+from federation.messages import Message, Name
 from federation.trust.anchor import Anchor
 from federation.trust.keys import SigningKey
 from ffm_common.errors import IdentityBroken
@@ -28,10 +30,11 @@ _PRIVATE_FOLDER: Final = 0o700
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Host = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9.:_%-]{1,253}\Z")]
+WebPath = Annotated[str, msgspec.Meta(pattern=r"\A/[\x21-\x7e]{0,255}\Z")]
 Pem = Annotated[str, msgspec.Meta(min_length=1, max_length=16 * 1024)]
 
 
-class Credentials(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Credentials(Message, frozen=True, kw_only=True):
     """A certificate (PEM), and the time in which it is valid (seconds since 1970)."""
 
     certificate: Pem
@@ -49,7 +52,8 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     anchor
         The federation and its hub's public keys.
     host, port
-        The broker, where agent.toml names none; `tls` says how it is spoken to.
+        The broker, where agent.toml names none; `tls` says how it is spoken to, and `path` that
+        it is by a WebSocket.
     door
         Host and port where the hub lets boards in, and renews certificates that have run out.
     begins, ends
@@ -61,6 +65,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     host: Host
     port: Port
     tls: bool
+    path: WebPath | None = None
     door: tuple[Host, Port]
     begins: Seconds
     ends: Seconds
@@ -88,6 +93,26 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         """The file with the certificate of the hub's authority."""
         return self.folder / "authority.pem"
 
+    def trusted(self) -> str:
+        """Give the certificate of the hub's authority, PEM.
+
+        Raises
+        ------
+        IdentityBroken
+            It cannot be read.
+        """
+        try:
+            return self.authority.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise IdentityBroken(f"cannot read {self.authority}: {error}") from error
+
+    def fingerprint(self) -> bytes:
+        """Give the SHA-256 of that certificate, as an invitation names it; raises as `trusted`."""
+        try:
+            return hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.trusted())).digest()
+        except ValueError as error:
+            raise IdentityBroken(f"{self.authority} is no certificate") from error
+
     def renew(self, credentials: Credentials) -> Identity:
         """Put a new certificate in the place of the old one; whole or not at all."""
         write_atomic(self.certificate, credentials.certificate.encode())
@@ -113,6 +138,19 @@ def key_for(folder: Path) -> SigningKey:
     key = SigningKey.generate()
     key.save(path)
     return key
+
+
+def fits(certificate: str, key_file: Path) -> bool:
+    """Tell whether a certificate, PEM, is for the key in a file; PathUnwritable as `key_for`."""
+    path = key_file.with_name("certificate.new")  # OpenSSL reads files only
+    write_atomic(path, certificate.encode())
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(path, key_file)
+    except (OSError, ssl.SSLError):
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
 
 
 def keep(folder: Path, membership: Membership, certificate: str, authority: str) -> None:
