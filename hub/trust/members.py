@@ -214,6 +214,11 @@ class Members:
             raise TokenRefused(f"the invitation is for {wanted}, not for {agent}")
         return self._check_key(agent, public)
 
+    def use(self, secret: bytes, public: bytes) -> None:
+        """Note that a key has used up an invitation, unless another has."""
+        with self._transaction():
+            self._use(secret, public)
+
     def enrol(
         self, agent: str, public: bytes, certified: Certified, *, secret: bytes | None = None
     ) -> None:
@@ -236,9 +241,7 @@ class Members:
                 self._check_key(agent, public)
             else:
                 self.check(agent, public, secret)
-                self._rows(
-                    "UPDATE invitations SET used_by = ? WHERE digest = ?", (public, _digest(secret))
-                )
+                self._use(secret, public)
             self._rows(
                 "INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL) "
                 "ON CONFLICT (public) DO UPDATE SET certificate = excluded.certificate, "
@@ -289,6 +292,12 @@ class Members:
                 remedy=f"choose another id, or `ffm hub revoke {agent}` if that device is gone",
             )
         return found
+
+    def _use(self, secret: bytes, public: bytes) -> None:
+        self._rows(
+            "UPDATE invitations SET used_by = ? WHERE digest = ? AND used_by IS NULL",
+            (public, _digest(secret)),
+        )
 
     def _changed(self) -> None:
         self._rows("UPDATE state SET n = n + 1")
