@@ -31,7 +31,6 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.data == tmp_path / "private.jsonl"
     assert found.base == tmp_path / ".." / "base"
     assert found.folder == tmp_path / "state"
-    assert found.config.broker.port == 1883
     assert found.broker == Address(host="127.0.0.1", port=1883)
 
 

@@ -136,6 +136,6 @@ def test_hub_and_agents_read_what_is_written_for_them(tmp_path: Path) -> None:
         assert agent.config.id == member.id
         assert agent.config.profile == member.profile
         assert agent.config.federation == hub.config.federation
-        assert agent.config.broker.port == hub.config.broker.port
+        assert agent.broker.port == hub.broker.port
         assert agent.base.resolve() == layout.base.resolve()
         assert read_labelled(agent.data, text="text", label="label")[0].label == example.label

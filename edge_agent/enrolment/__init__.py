@@ -1,0 +1,1 @@
+"""How a board becomes a member and stays one: joining, and renewing its certificate."""
