@@ -11,8 +11,8 @@ import logging
 import time
 
 import msgspec
-import psutil
 
+from edge_agent.announcing import Announcer
 from edge_agent.care import Care
 from edge_agent.config import Located
 from edge_agent.journal import Journal
@@ -60,7 +60,6 @@ from profiles.sensors import Root
 log = logging.getLogger("ffm.agent")
 
 _BUSY_TICK_S, _IDLE_TICK_S = 0.2, 1.0
-_ANNOUNCE_S, _LASTS_S = 10.0, 1.0
 _PATIENCE_S = 60.0
 _MAX_VERSION_BYTES = 1 << 30
 _BYTES_PER_KBIT = 125
@@ -113,20 +112,21 @@ class Supervisor:
             interval_s=self._config.meter.interval_s,
         )
         self._topics = Topics(self._config.federation)
-        self._state_topic = self._topics.agent_state(self._config.id)
-        self._state = AgentState(status="starting", boot=self._boot, profile=self._profile.name)
-        will = messages.encode(msgspec.structs.replace(self._state, status="lost"))
+        state = AgentState(status="starting", boot=self._boot, profile=self._profile.name)
+        state_topic = self._topics.agent_state(self._config.id)
+        will = messages.encode(msgspec.structs.replace(state, status="lost"))
         self._session = Session(
             located.broker.host,
             located.broker.port,
             # Dots stand in no name: two federations, or an agent called hub, never collide.
             f"{self._config.federation}.{self._config.id}",
             subscriptions=self._topics.for_agent(self._config.id),
-            will=(self._state_topic, will),
+            will=(state_topic, will),
             carrier=located.broker.carrier,
             echo=self._topics.claim(self._config.id),
             patience=_PATIENCE_S,
         )
+        self._announcer = Announcer(self._session, state_topic, state)
         since = self._journal.entry.since
         self._identity = Identity(self._config.id, since=since, boot=self._boot)
         self._downloader = Downloader(
@@ -152,10 +152,7 @@ class Supervisor:
         self._hub_there = True
         self._silent = self._pausing = self._limited = False
         self._budget = Budget()
-        self._announced: AgentState | None = None
-        self._announce_at = self._changed_at = 0.0
         self._stopping = False
-        self._me = psutil.Process()
 
     def stop(self) -> None:
         """Ask the loop to end; may be called from a signal handler."""
@@ -166,10 +163,8 @@ class Supervisor:
         log.info("agent %s, profile %s", self._config.id, self._profile.name)
         try:
             while not self._stopping:
-                busy = self._training.running or self._state.status in {
-                    "downloading",
-                    "uploading",
-                }
+                status = self._announcer.state.status
+                busy = self._training.running or status in {"downloading", "uploading"}
                 event = self._session.next(_BUSY_TICK_S if busy else _IDLE_TICK_S)
                 while event is not None:
                     self._on_event(event)
@@ -180,11 +175,11 @@ class Supervisor:
                 self._uploader.tick(now)
                 self._tend_training(now)
                 self._begin_training(now)
-                self._announce(now)
+                self._announcer.tell(now)
         finally:
             self._training.close()
             if not self._identity.lost:  # or it would be said of who has the id
-                self._publish_state(msgspec.structs.replace(self._state, status="left"))
+                self._announcer.take_leave()
             self._session.close()
             self._outbox.close()
             self._care.close()
@@ -196,7 +191,7 @@ class Supervisor:
         match event:
             case Connected(packet_limit=limit):
                 log.info("connected to the broker")
-                self._announced = None
+                self._announcer.repeat()
                 self._claim()
                 self._heed_limit(limit)
                 self._move_on()
@@ -390,7 +385,8 @@ class Supervisor:
             return
         self._set(
             "training",
-            version=max(manifest.version, self._state.version),  # an older one may be finished
+            # An older one may be finished.
+            version=max(manifest.version, self._announcer.state.version),
             step=0,
             steps=manifest.task.training.local_steps,
             detail="",
@@ -423,7 +419,7 @@ class Supervisor:
             self._say_vote()
         if trained is not None:
             self._keep(manifest, trained, now)
-        elif self._state.status == "training":
+        elif self._announcer.state.status == "training":
             if self._training.running:
                 self._show_progress()
             else:  # it has obeyed a pause that is already over
@@ -474,7 +470,7 @@ class Supervisor:
         """
         if self._manifest is not None and self._manifest.blob != manifest.blob:
             self._forget()
-        delay = self._budget.failed(now, got=self._state.step)
+        delay = self._budget.failed(now, got=self._announcer.state.step)
         self._give_up(
             f"training from version {manifest.version} failed, again in {delay:.0f} s: "
             f"{error.message} [{error.code}] -- {error.how_to_resolve}"
@@ -505,36 +501,4 @@ class Supervisor:
         self._set(status, **changes)
 
     def _set(self, status: AgentStatus, **changes: object) -> None:
-        before = self._state
-        self._state = msgspec.structs.replace(before, status=status, **changes)
-        if not _alike(before, self._state):
-            self._changed_at = time.monotonic()
-
-    def _announce(self, now: float) -> None:
-        """Publish the state: once it lasts when the status changes, else now and then while busy.
-
-        A status that is over in a moment costs its bytes and tells nobody anything.
-        """
-        before = self._announced
-        if not self._session.connected or before == self._state:
-            return
-        if before is not None:
-            alike = _alike(before, self._state)
-            if now < (self._announce_at if alike else self._changed_at + _LASTS_S):
-                return
-        self._announce_at = now + _ANNOUNCE_S
-        self._announced = self._state
-        self._publish_state(self._state)
-
-    def _publish_state(self, state: AgentState) -> None:
-        full = msgspec.structs.replace(
-            state,
-            memory_mb=round(self._me.memory_info().rss / 2**20, 1),
-            sent_bytes=self._session.sent_bytes,
-            received_bytes=self._session.received_bytes,
-        )
-        self._session.publish(self._state_topic, messages.encode(full), retain=True)
-
-
-def _alike(one: AgentState, other: AgentState) -> bool:
-    return (one.status, one.version) == (other.status, other.version)
+        self._announcer.set(status, **changes)

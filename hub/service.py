@@ -24,8 +24,6 @@ from federation.messages import (
     Get,
     HubState,
     HubStatus,
-    Link,
-    Manifest,
     Offer,
     Receipt,
     Vote,
@@ -34,7 +32,6 @@ from federation.topics import ChunkRoute, HubRoute, MessageRoute, StateRoute, To
 from federation.transfer.blobs import BlobStore
 from federation.transfer.download import serve
 from federation.transfer.receive import UploadReceiver
-from ffm_common import tensors as shape
 from ffm_common.errors import (
     BrokerLimit,
     FfmError,
@@ -43,12 +40,14 @@ from ffm_common.errors import (
 )
 from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
+from hub.announcing import ANNOUNCE_S, Announcer
 from hub.broker import Broker
 from hub.config import Located
 from hub.intake import Intake
 from hub.making.maker import Made, Maker
 from hub.making.public_files import PublicFiles
 from hub.meter import Meter
+from hub.presence import GONE, Presence
 from hub.rounds import Round
 from hub.selection import Selection
 from hub.switching.idle import Quiet
@@ -63,13 +62,10 @@ from hub.versions.registry import Registry
 from learning import engines
 from learning.trainer import Measure
 from profiles import profile as profiles
-from quantization.updates.rates import down_bits
 
 log = logging.getLogger("ffm.hub")
 
-_GONE = {"lost", "left"}
 _TICK_S = 0.2
-_ANNOUNCE_S = 2.0
 _FAREWELL_S = 20.0
 _REUNION_S = 45.0
 _INSPECT_S = 600.0
@@ -119,9 +115,6 @@ class Hub:
         self._boot = self._ledger.boot()
         self._store = BlobStore(self._folder / "blobs")
         self._topics = Topics(self._config.federation)
-        self._state = HubState(status="starting", boot=self._boot)
-        self._announced: HubState | None = None
-        self._announce_at = 0.0
         self._broker = Broker(
             self._folder / "broker",
             kind=self._config.broker.choice,
@@ -130,6 +123,7 @@ class Hub:
             carrier=located.broker.carrier,
         )
         self._session: Session
+        self._announcer: Announcer
         self._receiver: UploadReceiver
         self._meter: Meter
         self._trouble = Trouble()
@@ -164,8 +158,7 @@ class Hub:
         self._stand_in_at = float("-inf")
         self._quiet = Quiet(time.monotonic())
         self._ask_at = float("-inf")
-        self._boots: dict[str, int] = {}
-        self._present: dict[str, AgentState] = {}
+        self._presence = Presence(self._ledger)
         self._unopened: VersionRow | None = None
         self._finished_at: float | None = None
         self._farewell: list[str] = []
@@ -202,7 +195,8 @@ class Hub:
                 ):
                     with self._trouble.contained():
                         turn()
-                self._announce(now)
+                trouble = self._trouble.line or self._maker.trouble or self._public.trouble
+                self._announcer.tell(now, trouble or self._maker.rollbacks.trouble)
 
     def _listen(self) -> None:
         """Take in what has come, for a moment: a flood of messages must not stop the clock."""
@@ -236,6 +230,16 @@ class Hub:
             echo=self._topics.hub_state,
             patience=_PATIENCE_S,
         )
+        self._announcer = Announcer(
+            self._session,
+            self._config,
+            self._task,
+            self._base.base_digest,
+            registry=self._registry,
+            ledger=self._ledger,
+            selection=self._selection,
+            state=HubState(status="starting", boot=self._boot),
+        )
         self._receiver = UploadReceiver(
             self._folder / "incoming",
             self._topics,
@@ -249,7 +253,7 @@ class Hub:
     def _leave(self) -> None:
         """End what the loop has started."""
         self._maker.close()
-        self._publish_state(msgspec.structs.replace(self._state, status="left"))
+        self._announcer.take_leave()
         self._session.close()
 
     def _resume(self) -> None:
@@ -270,7 +274,7 @@ class Hub:
         """
         counted = self._ledger.updates(row.version)
         self._meter = Meter(self._ledger, self._session, row.version + 1)
-        self._selection.begin(row.version, self._present)
+        self._selection.begin(row.version, self._presence.here)
         self._round = Round(
             self._config.versions,
             self._ledger.agents(),
@@ -287,7 +291,7 @@ class Hub:
         if finished:
             self._finished_at = now
             # Right after a restart nobody is there yet: then all who ever were are waited for.
-            self._farewell = sorted(self._present) or self._ledger.agents()
+            self._farewell = sorted(self._presence.here) or self._ledger.agents()
         self._intake.open = not finished and self._closing(row.version) is None
         self._receiver.review()
         self._set("finished" if finished else "open", row.version, outcome(decode(row.record)))
@@ -306,7 +310,7 @@ class Hub:
             case Connected(packet_limit=limit):
                 if limit is not None and limit < PACKET_BYTES:
                     log.error("%s", BrokerLimit(f"the broker takes {limit} bytes a packet").line())
-                self._announced = None
+                self._announcer.repeat()
                 self._publish_manifest()
             case Disconnected(reason=reason):
                 log.warning("lost the broker (%s); reconnecting", reason)
@@ -342,34 +346,16 @@ class Hub:
             case ChunkRoute(agent=agent, digest=digest, index=index):
                 self._receiver.on_chunk(agent, digest, index, payload)
             case HubRoute(kind="state"):
-                if messages.decode(payload, HubState).status in _GONE:
-                    self._announced = None  # the last will of a link that is no more
+                if messages.decode(payload, HubState).status in GONE:
+                    self._announcer.repeat()  # the last will of a link that is no more
             case other:
                 raise MessageInvalid(f"{other} is not for the hub")
 
     def _on_state(self, agent: str, state: AgentState) -> None:
-        gone = state.status in _GONE
-        before = self._boots.get(agent, 0)
-        if state.boot < before:
-            if gone:
-                return  # the last will of an earlier life
-            log.warning(
-                "agent %s counts its starts anew (%d after %d): its state folder is new, or two "
-                "devices share the id",
-                agent,
-                state.boot,
-                before,
-            )
-        self._boots[agent] = state.boot
-        if gone:
+        if not self._presence.hear(agent, state):
+            return
+        if agent not in self._presence.here:
             self._receiver.release(agent)
-            if self._present.pop(agent, None) is not None:
-                log.warning("agent %s %s", agent, state.status)
-        else:
-            if agent not in self._present:
-                log.info("agent %s is there (%s)", agent, state.profile)
-                self._ledger.see(agent, state.profile)
-            self._present[agent] = state
         self._expect(agent, time.monotonic())
 
     def _on_vote(self, agent: str, vote: Vote) -> None:
@@ -382,29 +368,28 @@ class Hub:
 
     def _expect(self, agent: str, now: float, patience: float = 0.0) -> None:
         """Tell the round whether an agent may still deliver; one that failed or pauses may not."""
-        state = self._present.get(agent)
-        if state is None or state.status in {"failed", "paused"}:
-            self._round.vanish(agent, now + patience)
-        else:
+        if self._presence.able(agent):
             self._round.arrive(agent, now)
+        else:
+            self._round.vanish(agent, now + patience)
 
     # -- versions -------------------------------------------------------------------------------
 
     def _accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
         """Take a whole update in; the round hears of those that count for the open version."""
-        receipt = self._intake.accept(agent, offer, path)
-        if isinstance(receipt, Done) and self._ledger.speaks(agent, self._state.version):
+        receipt, state = self._intake.accept(agent, offer, path), self._announcer.state
+        if isinstance(receipt, Done) and self._ledger.speaks(agent, state.version):
             self._round.deliver(agent)
-            self._set(self._state.status, self._state.version, self._state.detail)
+            self._set(state.status, state.version, state.detail)
         return receipt
 
     def _stand_in(self, now: float) -> None:
         """Ask others to train where those that are asked do not come, or are too few."""
-        if now < self._stand_in_at or self._state.status != "open":
+        if now < self._stand_in_at or self._announcer.state.status != "open":
             return
-        self._stand_in_at = now + _ANNOUNCE_S  # one manifest for many that arrive
+        self._stand_in_at = now + ANNOUNCE_S  # one manifest for many that arrive
         missing = self._round.missing(now)
-        if self._selection.stand_in(self._present, missing, self._round.open_s(now)):
+        if self._selection.stand_in(self._presence.here, missing, self._round.open_s(now)):
             self._round.ask(self._selection.chosen or ())
             self._publish_manifest()
 
@@ -442,7 +427,7 @@ class Hub:
 
     def _reason_to_go_alone(self, now: float) -> str | None:
         """Say why the hub makes the next version of public data alone; None while it waits."""
-        at_work = any(agent.status not in {"failed", "paused"} for agent in self._present.values())
+        at_work = any(map(self._presence.able, self._presence.here))
         self._quiet.look(now, at_work=at_work)
         if at_work or self._policy.kind != "adaptive" or now < self._ask_at:
             return None
@@ -519,30 +504,10 @@ class Hub:
     # -- what others see ------------------------------------------------------------------------
 
     def _publish_manifest(self) -> None:
-        row, config = self._registry.current, self._config
-        if row is None:
-            return
-        manifest = Manifest(
-            federation=config.federation,
-            version=row.version,
-            chain=tuple(Link(blob=link.blob, size=link.size) for link in self._registry.chain),
-            content=shape.content_digest(self._registry.tensors),
-            base=self._base.base_digest,
-            spec=shape.spec_digest(self._registry.tensors),
-            task=self._task,
-            codec=config.codec_up,
-            down_bits=down_bits(config.codec_keyframe, config.codec_delta, config.keyframe_every),
-            deadline_s=config.versions.deadline_s,
-            open=self._finished_at is None,
-            spread_s=config.network.spread_s(row.size, len(self._ledger.agents())),
-            max_staleness=config.versions.max_staleness,
-            chosen=self._selection.chosen,
-        )
-        self._session.publish(self._topics.manifest, messages.encode(manifest), retain=True)
+        self._announcer.manifest(open=self._finished_at is None)
 
     def _set(self, status: HubStatus, version: int, detail: str = "") -> None:
-        self._state = msgspec.structs.replace(
-            self._state,
+        self._announcer.set(
             status=status,
             version=version,
             updates=self._round.delivered,
@@ -550,30 +515,12 @@ class Hub:
             detail=detail,
         )
 
-    def _announce(self, now: float) -> None:
-        """Publish the state; where only the count of updates has changed, now and then."""
-        wrong = self._trouble.line or self._maker.trouble or self._public.trouble
-        wrong = wrong or self._maker.rollbacks.trouble
-        state = msgspec.structs.replace(self._state, detail=wrong or self._state.detail)
-        before = self._announced
-        if not self._session.connected or before == state:
-            return
-        counted = before and msgspec.structs.replace(before, updates=state.updates) == state
-        # Every agent hears it: all counts to all agents would be the square of the fleet.
-        if counted and now < self._announce_at:
-            return
-        self._announced, self._announce_at = state, now + _ANNOUNCE_S
-        self._publish_state(state)
-
-    def _publish_state(self, state: HubState) -> None:
-        self._session.publish(self._topics.hub_state, messages.encode(state), retain=True)
-
     def _farewell_over(self) -> bool:
         """Tell whether the last version is where it should be and the hub may end."""
         stays = self._maker.busy or not self._config.versions.exit_when_done
         if self._finished_at is None or stays:
             return False
-        last = self._state.version
-        here = self._present
+        last = self._announcer.state.version
+        here = self._presence.here
         everyone = all(agent in here and here[agent].version >= last for agent in self._farewell)
         return everyone or time.monotonic() - self._finished_at > _FAREWELL_S
