@@ -25,11 +25,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         When this journal was begun, in seconds by a clock that may be wrong.
     trained
         The version whose update is already in the outbox or further, by its last blob; "" for none.
+    hub, issued
+        The hub's public key, and the number of the last manifest acted on that it has signed.
     """
 
     boot: int = 0
     since: int = 0
     trained: str = ""
+    hub: str = ""
+    issued: int = 0
 
 
 class Journal:
@@ -53,6 +57,14 @@ class Journal:
     def set_trained(self, blob: str) -> None:
         """Note that the update made from the version that ends in `blob` is safe in the outbox."""
         self._write(msgspec.structs.replace(self.entry, trained=blob))
+
+    def issued(self, hub: str) -> int:
+        """Give the number of the last manifest of a hub that was acted on; 0 for another hub."""
+        return self.entry.issued if self.entry.hub == hub else 0
+
+    def set_issued(self, hub: str, number: int) -> None:
+        """Note that number."""
+        self._write(msgspec.structs.replace(self.entry, hub=hub, issued=number))
 
     def _write(self, entry: Entry) -> None:
         write_atomic(self._path, msgspec.json.encode(entry))

@@ -13,6 +13,7 @@ import time
 import msgspec
 
 from edge_agent.announcing import Announcer
+from edge_agent.belonging import Belonging
 from edge_agent.care import Care
 from edge_agent.config import Located
 from edge_agent.journal import Journal
@@ -37,6 +38,7 @@ from federation.messages import (
     Vote,
 )
 from federation.pace import Throttle
+from federation.refusals import Refusals
 from federation.topics import ChunkRoute, ClaimRoute, HubRoute, MessageRoute, Topics
 from federation.transfer.blobs import BlobStore
 from federation.transfer.download import Downloader
@@ -47,6 +49,7 @@ from ffm_common.errors import (
     BrokerLimit,
     FfmError,
     MessageInvalid,
+    MessageStale,
     StorageError,
     WireError,
 )
@@ -82,6 +85,8 @@ class Supervisor:
         No such profile.
     FolderBusy
         The same agent runs already.
+    IdentityBroken
+        The agent is enrolled, but not as agent.toml has it, or its identity folder is damaged.
     IdentityTaken
         Raised by `run`: another device has the same id.
     """
@@ -92,6 +97,7 @@ class Supervisor:
         self._base = engines.verify(located.base)
         self._profile = profiles.load(self._config.profile)
         folder = make_folder(located.folder)
+        self._belonging = Belonging(located)
         self._lock = FolderLock(folder)
         self._journal = Journal(folder / "journal.json")
         self._boot = self._journal.boot()
@@ -104,6 +110,7 @@ class Supervisor:
             self._profile,
             work=folder / "work",
             calibration=located.calibration,
+            seal=self._belonging.seal,
         )
         self._care = Care(
             self._profile,
@@ -112,6 +119,7 @@ class Supervisor:
             interval_s=self._config.meter.interval_s,
         )
         self._topics = Topics(self._config.federation)
+        self._refusals = Refusals(log, self._topics)
         state = AgentState(status="starting", boot=self._boot, profile=self._profile.name)
         state_topic = self._topics.agent_state(self._config.id)
         will = messages.encode(msgspec.structs.replace(state, status="lost"))
@@ -125,6 +133,8 @@ class Supervisor:
             carrier=located.broker.carrier,
             echo=self._topics.claim(self._config.id),
             patience=_PATIENCE_S,
+            voice=self._belonging.voice,
+            refusals=self._refusals,
         )
         self._announcer = Announcer(self._session, state_topic, state)
         since = self._journal.entry.since
@@ -149,7 +159,8 @@ class Supervisor:
         )
         self._manifest: Manifest | None = None
         self._vote: Vote | None = None
-        self._hub_there = True
+        self._hub_there, self._hub_boot = True, 0
+        self._issued = self._journal.issued(self._belonging.hub)
         self._silent = self._pausing = self._limited = False
         self._budget = Budget()
         self._stopping = False
@@ -204,7 +215,7 @@ class Supervisor:
                 try:
                     self._on_message(topic, payload)
                 except WireError as error:
-                    log.warning("%s", error.line())
+                    self._refusals.note(topic, error)
                 except StorageError as error:  # a full disk: it is asked for again, later
                     self._give_up(error.message)
 
@@ -229,7 +240,11 @@ class Supervisor:
     def _on_hub(self, hub: HubState) -> None:
         """Talk to the hub only while it is there, and start over when it is back."""
         there = hub.status not in {"lost", "left"}
-        if there and not self._hub_there:
+        if not there and hub.boot < self._hub_boot:
+            return  # the last will of an earlier life
+        another = 0 < self._hub_boot < hub.boot
+        self._hub_boot = max(self._hub_boot, hub.boot)
+        if there and (another or not self._hub_there):
             self._move_on()
         elif not there:
             log.warning("the hub is gone (%s)", hub.status)
@@ -262,13 +277,16 @@ class Supervisor:
         self._downloader.hold()
 
     def _on_manifest(self, manifest: Manifest) -> None:
-        # Said again, it may ask for another spread; that alone is no reason to start over.
-        spread_s = manifest.spread_s
-        manifest = msgspec.structs.replace(manifest, spread_s=0.0)
-        if self._manifest == manifest:
-            return
         if manifest.federation != self._config.federation:
             raise MessageInvalid(f"manifest of federation {manifest.federation!r}")
+        self._check_age(manifest)
+        # Said again, it may ask for another spread; that alone is no reason to start over.
+        spread_s = manifest.spread_s
+        manifest = msgspec.structs.replace(manifest, spread_s=0.0, issued=0)
+        if self._manifest == manifest:
+            return
+        if self._belonging.enrolled:
+            self._journal.set_issued(self._belonging.hub, self._issued)
         self._manifest = manifest
         begun = self._training.begun
         if self._training.running and begun is not None:
@@ -288,6 +306,17 @@ class Supervisor:
             self._downloader.want(manifest.chain, spread_s=spread_s)
         except BlobOversize as error:
             self._give_up(error.message)
+
+    def _check_age(self, manifest: Manifest) -> None:
+        """Refuse a manifest that is older than another: a version must not come back by itself."""
+        if not self._belonging.enrolled:
+            return
+        if manifest.issued < self._issued:
+            raise MessageStale(
+                f"the manifest of version {manifest.version} is older than one heard before",
+                remedy="nothing to do; if no other comes, set the clock of the hub's machine right",
+            )
+        self._issued = manifest.issued
 
     def _on_version(self, digest: str) -> None:
         if self._manifest is not None and self._manifest.blob == digest:

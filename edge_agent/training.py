@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from edge_agent.config import Located
 from edge_agent.worker import MEASURED, RESIDUAL, UPDATE, Measured, TrainJob, TrainResult
 from federation import messages
 from federation.messages import Manifest, Offer, Vote
+from federation.trust.sealing import Terms
 from ffm_common.errors import FfmError, MessageInvalid
 from ffm_common.files import make_folder, sha256_bytes, write_atomic
 from ffm_common.seeds import derive
@@ -75,6 +76,8 @@ class Training:
         Folder for the worker's files; a checkpoint in it outlives this process.
     calibration
         File with what was measured on this machine.
+    seal
+        Makes of an update's container, on its terms, what is sent.
 
     Attributes
     ----------
@@ -83,12 +86,20 @@ class Training:
     """
 
     def __init__(
-        self, where: Located, base_digest: str, profile: Profile, *, work: Path, calibration: Path
+        self,
+        where: Located,
+        base_digest: str,
+        profile: Profile,
+        *,
+        work: Path,
+        calibration: Path,
+        seal: Callable[[bytes, Terms], bytes],
     ) -> None:
         self._where = where
         self._base_digest = base_digest
         self._profile = profile
         self._work = work
+        self._seal = seal
         self._calibrations = Calibrations(calibration)
         self.begun = self._read_begun()
         self._chain: Sequence[Path] = ()
@@ -291,7 +302,13 @@ class Training:
             if paused:
                 return None
             raise
-        blob = (self._work / UPDATE).read_bytes()
+        terms = Terms(
+            agent=self._where.config.id,
+            version=manifest.version,
+            content=manifest.content,
+            examples=result.examples,
+        )
+        blob = self._seal((self._work / UPDATE).read_bytes(), terms)
         offer = Offer(
             digest=sha256_bytes(blob),
             size=len(blob),

@@ -60,7 +60,8 @@ class AgentState(Message, frozen=True, kw_only=True):
     `boot` counts the starts of the agent: a ``lost`` of an earlier boot is stale. `version` is
     the version held (-1: none). Memory is in MB, resident: of the supervisor now, and of the
     worker at its peak, beside what the plan foresaw; so with the seconds of an optimizer step.
-    Bytes are MQTT payload since this boot.
+    Bytes are MQTT payload since this boot. What was sent grows with every message, this one too:
+    that tells which of two states is the older.
     """
 
     status: AgentStatus
@@ -121,7 +122,8 @@ class Manifest(Message, frozen=True, kw_only=True):
     a random share of `spread_s` seconds before it fetches, so that a broadcast makes no storm.
     An update made from one of the `max_staleness` versions before this one is welcome, too: who is
     at work on such a one finishes it first. `chosen` are the agents that are asked to train; None
-    is all.
+    is all. `issued` grows with every manifest of a hub that signs them, so that an older one, said
+    again, is not taken for the newest.
     """
 
     federation: Name
@@ -138,6 +140,7 @@ class Manifest(Message, frozen=True, kw_only=True):
     spread_s: Annotated[float, Meta(ge=0.0, le=86400.0)] = 0.0
     max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 0
     chosen: Annotated[tuple[Name, ...], Meta(max_length=1000)] | None = None
+    issued: Count = 0
 
     @property
     def blob(self) -> str:

@@ -38,6 +38,7 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   ├── UpdateInvalid            update-invalid
     │   ├── BlobCorrupt              blob-corrupt
     │   ├── BlobOversize             blob-oversize
+    │   ├── MessageStale             message-stale
     │   ├── SignatureInvalid         signature-invalid
     │   └── SenderUnknown            sender-unknown
     ├── TrustError
@@ -285,6 +286,13 @@ class MessageInvalid(WireError):
 
     code = "message-invalid"
     remedy = "hub and agents must run compatible versions"
+
+
+class MessageStale(WireError):
+    """A message is older than one that was heard before, and would undo what that said."""
+
+    code = "message-stale"
+    remedy = "nothing to do; if it goes on, see docs/trust.md on restored backups and replays"
 
 
 class UpdateInvalid(WireError):

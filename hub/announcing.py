@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Final
 
 import msgspec
@@ -11,6 +13,7 @@ from federation.connection.session import Session
 from federation.messages import HubState, Link, Manifest
 from federation.topics import Topics
 from ffm_common import tensors as shape
+from ffm_common.errors import StorageError
 from ffm_common.task import Task
 from hub.config import HubConfig
 from hub.selection import Selection
@@ -20,6 +23,8 @@ from quantization.updates.rates import down_bits
 
 ANNOUNCE_S: Final = 2.0
 """How often what has changed a little is said again."""
+
+_ISSUED: Final = "issued"
 
 
 class Announcer:
@@ -35,6 +40,8 @@ class Announcer:
         The hub's.
     state
         How the hub is at first.
+    numbered
+        Whether each manifest gets a higher number than all before.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Announcer:
         ledger: Ledger,
         selection: Selection,
         state: HubState,
+        numbered: bool,
     ) -> None:
         self._session = session
         self._topics = Topics(config.federation)
@@ -58,6 +66,7 @@ class Announcer:
         self._ledger = ledger
         self._selection = selection
         self.state = state
+        self._issued = int(ledger.pinned(_ISSUED) or 0) if numbered else None
         self._announced: HubState | None = None
         self._announce_at = 0.0
 
@@ -112,8 +121,21 @@ class Announcer:
             spread_s=config.network.spread_s(row.size, len(self._ledger.agents())),
             max_staleness=config.versions.max_staleness,
             chosen=self._selection.chosen,
+            issued=self._issue(),
         )
         self._session.publish(self._topics.manifest, messages.encode(manifest), retain=True)
+
+    def _issue(self) -> int:
+        """Give the next manifest's number: the time, so that it grows even over a lost ledger.
+
+        In milliseconds, and by the ledger, so that it grows over a clock that was set back.
+        """
+        if self._issued is None:
+            return 0
+        self._issued = max(self._issued + 1, time.time_ns() // 1_000_000)
+        with contextlib.suppress(StorageError):  # versions are served from a full disk, too
+            self._ledger.put(_ISSUED, str(self._issued))
+        return self._issued
 
     def _publish(self, state: HubState) -> None:
         self._session.publish(self._topics.hub_state, messages.encode(state), retain=True)

@@ -199,11 +199,18 @@ class Gate(Config, frozen=True, kw_only=True):
     tolerance: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.05
 
 
+Trust = Literal["enrolled", "open"]
+
+
 class HubConfig(Config, frozen=True, kw_only=True):
     """One federation. Paths are relative to the file's own folder.
 
     Parameters
     ----------
+    trust
+        ``enrolled``: members only, every message signed, every update sealed; ``open``: whatever
+        the broker delivers is believed. Not given, it is open where only this machine reaches the
+        broker, and enrolled elsewhere.
     base
         Folder made by ``ffm model prepare``.
     task
@@ -221,6 +228,7 @@ class HubConfig(Config, frozen=True, kw_only=True):
     federation: Name
     base: str
     public: Public
+    trust: Trust | None = None
     task: TaskKind = "classification"
     folder: str = "state"
     profile: str = "gateway"
@@ -248,6 +256,11 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     train: Path
     evaluation: Path
     broker: Address = Address()
+
+    @property
+    def trust(self) -> Trust:
+        """What `trust` says, or what it is if it says nothing."""
+        return self.config.trust or ("open" if self.broker.loopback else "enrolled")
 
 
 def load(path: Path) -> Located:

@@ -13,10 +13,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from federation.messages import Done, Offer, Receipt, Reject
 from federation.transfer.blobs import BlobStore
+from federation.trust.sealing import ADDED_BYTES, Terms
 from ffm_common import tensors as shape
 from ffm_common.errors import (
     AdapterInvalid,
@@ -24,6 +27,7 @@ from ffm_common.errors import (
     BlobOversize,
     PathUnwritable,
     UpdateInvalid,
+    WireError,
 )
 from ffm_common.slices import take_slices
 from ffm_common.task import Adapter
@@ -36,7 +40,10 @@ from hub.versions.registry import Registry
 
 log = logging.getLogger("ffm.hub")
 
-_CONTAINER_SLACK = 1 << 18
+Unseal: TypeAlias = Callable[[bytes, Terms], bytes]
+"""Gives the container of an update that came on these terms; raises what makes it refused."""
+
+_CONTAINER_SLACK = (1 << 18) + ADDED_BYTES
 _SYNCHRONOUS = Versions()
 # What uploads leave free on the disk, for the ledger and for the next version.
 _RESERVE_BYTES = 16 << 20
@@ -53,6 +60,8 @@ class Intake:
         What updates must be made of, and the base that they must be made on.
     rules
         Which staleness is allowed, and which version is the last.
+    unseal
+        How an update is opened; None: it comes as it is.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Intake:
         base_digest: str,
         *,
         rules: Versions = _SYNCHRONOUS,
+        unseal: Unseal | None = None,
     ) -> None:
         self._registry = registry
         self._ledger = ledger
@@ -71,6 +81,7 @@ class Intake:
         self._adapter = adapter
         self._base_digest = base_digest
         self._rules = rules
+        self._unseal = unseal
         self.open = False
         """Whether the current version takes updates."""
 
@@ -92,7 +103,7 @@ class Intake:
         if counted is not None and counted.fault is not None:
             return Reject(digest=offer.digest, code=BlobCorrupt.code, why=counted.fault)
         if counted is not None and (
-            counted.counted_for not in self._taking() or self._store.whole(offer.digest)
+            counted.counted_for not in self._taking() or self._store.whole(counted.container)
         ):
             return Done(digest=offer.digest, version=offer.version)
         if counted is None and self._place(agent, offer.version) is None:
@@ -147,23 +158,25 @@ class Intake:
             if place is None:
                 raise UpdateInvalid(f"version {offer.version} takes no more updates")
             tensors = self._registry.tensors_of(offer.version)
+            container = self._container(agent, offer, blob)
             opener = Opener(tensors, self._adapter, self._base_digest)
-            header, delta = opener.open(blob)
-            rank = opener.rank(path)
+            header, delta = opener.open(container)
+            rank = opener.rank_of(header)
             # What could not be added up later must not be counted now.
             hold(take_slices(tensors, rank) if rank else tensors, delta, agent)
             if header.kind != "update" or header.version != offer.version:
                 raise UpdateInvalid(f"{header.kind} of version {header.version} in its place")
-        except (AdapterInvalid, UpdateInvalid) as error:
+        except (AdapterInvalid, WireError) as error:
             log.warning("update of %s refused: %s", agent, error.message)
             return Reject(digest=offer.digest, code=error.code, why=error.message)
-        self._store.put(blob)
+        kept = self._store.put(container)
         self._ledger.add_update(
             UpdateRow(
                 agent=agent,
                 version=offer.version,
                 digest=offer.digest,
                 size=offer.size,
+                container=kept,
                 examples=offer.examples,
                 loss=offer.loss,
                 received=time.time(),
@@ -174,12 +187,20 @@ class Intake:
         log.info("version %d: update of %s, %d bytes%s", place, agent, offer.size, late)
         return Done(digest=offer.digest, version=offer.version)
 
+    def _container(self, agent: str, offer: Offer, blob: bytes) -> bytes:
+        """Take the seal off; what was signed for it is what was offered, and what is here."""
+        if self._unseal is None:
+            return blob
+        content = self._ledger.content(offer.version)
+        terms = Terms(agent=agent, version=offer.version, content=content, examples=offer.examples)
+        return self._unseal(blob, terms)
+
     def counted(self, version: int) -> list[Counted]:
         """Give the updates counted for a version, by agent."""
         return [
             Counted(
                 row.agent,
-                str(self._store.path(row.digest)),
+                str(self._store.path(row.container)),
                 row.examples,
                 self._start(row.version, version) if row.version < version else None,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from federation.messages import AgentState
+from ffm_common.errors import MessageStale
 from hub.versions.ledger import Ledger
 
 log = logging.getLogger("ffm.hub")
@@ -20,6 +21,9 @@ class Presence:
     ----------
     ledger
         Remembers everybody who has ever been.
+    signed
+        Whether states are signed: then an older one is an agent's own words, said again by
+        somebody else, and not those of a second device.
 
     Attributes
     ----------
@@ -27,9 +31,11 @@ class Presence:
         Agent id -> its last state.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, signed: bool) -> None:
         self._ledger = ledger
+        self._signed = signed
         self._boots: dict[str, int] = {}
+        self._newest: dict[str, tuple[int, int]] = {}
         self.here: dict[str, AgentState] = {}
 
     def able(self, agent: str) -> bool:
@@ -38,8 +44,16 @@ class Presence:
         return state is not None and state.status not in {"failed", "paused"}
 
     def hear(self, agent: str, state: AgentState) -> bool:
-        """Take in what is said of an agent; False where that is of an earlier life of it."""
+        """Take in what is said of an agent; False where a last will is of an earlier life of it.
+
+        Raises
+        ------
+        MessageStale
+            The state is an older one, said again.
+        """
         gone = state.status in GONE
+        if self._signed and not gone:
+            self._check_age(agent, state)
         before = self._boots.get(agent, 0)
         if state.boot < before:
             if gone:
@@ -60,3 +74,9 @@ class Presence:
         elif self.here.pop(agent, None) is not None:
             log.warning("agent %s %s", agent, state.status)
         return True
+
+    def _check_age(self, agent: str, state: AgentState) -> None:
+        age, newest = (state.boot, state.sent_bytes), self._newest.get(agent, (0, 0))
+        if age < newest:
+            raise MessageStale(f"a state of {agent} that is older than what it has said since")
+        self._newest[agent] = age

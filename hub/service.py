@@ -28,6 +28,7 @@ from federation.messages import (
     Receipt,
     Vote,
 )
+from federation.refusals import Refusals
 from federation.topics import ChunkRoute, HubRoute, MessageRoute, StateRoute, Topics
 from federation.transfer.blobs import BlobStore
 from federation.transfer.download import serve
@@ -37,6 +38,7 @@ from ffm_common.errors import (
     FfmError,
     LedgerBroken,
     MessageInvalid,
+    WireError,
 )
 from ffm_common.files import make_folder
 from ffm_common.lock import FolderLock
@@ -55,6 +57,7 @@ from hub.switching.policy import policy_of
 from hub.task import task_of
 from hub.telling import outcome, tell
 from hub.trouble import Trouble
+from hub.trust.trusting import Trusting
 from hub.versions import devices
 from hub.versions.ledger import Ledger, VersionRow, VoteRow
 from hub.versions.record import decode, encode
@@ -84,7 +87,8 @@ class Hub:
 
     Raises
     ------
-    ModelMissing, ModelDigest, DataError, ProfileUnknown, LedgerBroken, PathUnwritable, FolderBusy
+    ModelMissing, ModelDigest, DataError, ProfileUnknown, LedgerBroken, IdentityBroken,
+    PathUnwritable, FolderBusy
         What it needs is not there; nothing has been started.
     """
 
@@ -111,10 +115,12 @@ class Hub:
             self._ledger = Ledger(self._folder / "ledger.db")
             undo.callback(self._ledger.close)
             self._check_same_federation()
+            self._trusting = Trusting(located)
             undo.pop_all()
         self._boot = self._ledger.boot()
         self._store = BlobStore(self._folder / "blobs")
         self._topics = Topics(self._config.federation)
+        self._refusals = Refusals(log, self._topics)
         self._broker = Broker(
             self._folder / "broker",
             kind=self._config.broker.choice,
@@ -142,6 +148,7 @@ class Hub:
             self._task.adapter,
             self._base.base_digest,
             rules=self._config.versions,
+            unseal=self._trusting.unseal,
         )
         self._maker = Maker(
             located,
@@ -158,7 +165,7 @@ class Hub:
         self._stand_in_at = float("-inf")
         self._quiet = Quiet(time.monotonic())
         self._ask_at = float("-inf")
-        self._presence = Presence(self._ledger)
+        self._presence = Presence(self._ledger, signed=self._trusting.enrolled)
         self._unopened: VersionRow | None = None
         self._finished_at: float | None = None
         self._farewell: list[str] = []
@@ -173,6 +180,7 @@ class Hub:
         with contextlib.ExitStack() as stack:
             stack.callback(self._lock.close)
             stack.callback(self._ledger.close)
+            stack.callback(self._trusting.close)
             stack.callback(self._broker.stop)
             self._broker.start()
             log.info("broker: %s at %s:%d", self._broker.kind, self._broker.host, self._broker.port)
@@ -200,12 +208,14 @@ class Hub:
 
     def _listen(self) -> None:
         """Take in what has come, for a moment: a flood of messages must not stop the clock."""
-        until = time.monotonic() + 2 * _TICK_S
-        event = self._session.next(_TICK_S)
-        while event is not None:
-            with self._trouble.contained():
+        until, wait = time.monotonic() + 2 * _TICK_S, _TICK_S
+        while time.monotonic() < until:
+            with self._trouble.contained():  # to believe somebody, the disk is asked for his key
+                event = self._session.next(wait)
+                if event is None:
+                    return
                 self._on_event(event)
-            event = self._session.next(0) if time.monotonic() < until else None
+            wait = 0
 
     # -- start ----------------------------------------------------------------------------------
 
@@ -229,6 +239,8 @@ class Hub:
             carrier=self._where.broker.carrier,
             echo=self._topics.hub_state,
             patience=_PATIENCE_S,
+            voice=self._trusting.voice,
+            refusals=self._refusals,
         )
         self._announcer = Announcer(
             self._session,
@@ -239,6 +251,7 @@ class Hub:
             ledger=self._ledger,
             selection=self._selection,
             state=HubState(status="starting", boot=self._boot),
+            numbered=self._trusting.enrolled,
         )
         self._receiver = UploadReceiver(
             self._folder / "incoming",
@@ -317,8 +330,8 @@ class Hub:
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)
-                except MessageInvalid as error:
-                    log.warning("%s", error.line())
+                except WireError as error:
+                    self._refusals.note(topic, error)
             case _:
                 pass
 
@@ -327,7 +340,7 @@ class Hub:
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         route = self._topics.parse(topic)
-        if isinstance(route, MessageRoute | ChunkRoute):
+        if isinstance(route, MessageRoute):
             # Who speaks is there, even where a late last will of a dead link said otherwise.
             self._round.arrive(route.agent, time.monotonic())
         match route:
@@ -344,7 +357,8 @@ class Hub:
             case MessageRoute(agent=agent, kind="vote"):
                 self._on_vote(agent, messages.decode(payload, Vote))
             case ChunkRoute(agent=agent, digest=digest, index=index):
-                self._receiver.on_chunk(agent, digest, index, payload)
+                if self._receiver.on_chunk(agent, digest, index, payload):
+                    self._round.arrive(agent, time.monotonic())
             case HubRoute(kind="state"):
                 if messages.decode(payload, HubState).status in GONE:
                     self._announcer.repeat()  # the last will of a link that is no more

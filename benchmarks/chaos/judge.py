@@ -142,11 +142,11 @@ def _check_versions(
 
     def blob_of(row: UpdateRow, current: Tensors) -> bytes:
         if town.setting.training:  # nobody can say what it must have been, but the agent's digest
-            made = (town.archive / row.digest).read_bytes()
+            made = (town.archive / row.container).read_bytes()
         else:
             seed = fixed.seed_of(town.setting.seed, row.agent, row.version)
             made = fixed.update(current, base=digest, version=row.version, codec=CODEC, seed=seed)
-        if sha256_bytes(made) != row.digest:
+        if sha256_bytes(made) != row.container:
             wrong.append(f"the update of {row.agent} for version {row.version} was altered")
         return made
 

@@ -69,7 +69,7 @@ def replay(
             current, carried = made[-1].tensors, scratch / str(version - 1)
             updates = []
             for row in counted[version - 1]:
-                path = scratch / row.digest
+                path = scratch / row.container
                 path.write_bytes(blob_of(row, current))
                 updates.append(Counted(row.agent, str(path), row.examples))
             found = add_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Final
@@ -50,6 +51,14 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 1883
     carrier: Carrier = PLAIN
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it there."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 def locate(broker: BrokerAddress, file: Path) -> Address:

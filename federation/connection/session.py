@@ -23,6 +23,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from federation.connection.carrier import PLAIN, Carrier
 from federation.connection.echo import Echo
 from federation.connection.link import (
@@ -36,7 +38,9 @@ from federation.connection.link import (
     Received,
 )
 from federation.connection.probe import packet_limit
-from ffm_common.errors import BrokerUnavailable, FfmError
+from federation.refusals import Refusals
+from federation.trust.voice import UNSIGNED, Voice
+from ffm_common.errors import BrokerUnavailable, FfmError, WireError
 
 __all__ = ["Acked", "Connected", "Disconnected", "Event", "Received", "Session"]
 
@@ -79,6 +83,11 @@ class Session:
     patience
         Seconds for which the owner may stay away from `next`. Then its stack is logged and the
         connection dropped, so that the last will tells everybody; it comes back with the owner.
+    voice
+        How what is said is signed, the last will too; what comes and is not believed, the owner
+        does not get to see.
+    refusals
+        Hears of that.
     """
 
     def __init__(
@@ -93,12 +102,16 @@ class Session:
         carrier: Carrier = PLAIN,
         echo: str | None = None,
         patience: float = math.inf,
+        voice: Voice = UNSIGNED,
+        refusals: Refusals | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._client_id = client_id
         self._subscriptions = tuple(subscriptions)
-        self._will = will
+        self._voice = voice
+        self._refusals = refusals
+        self._will = None if will is None else (will[0], voice.sign(*will))
         self._keepalive = keepalive
         self._carrier = carrier
         self._echo = None if echo is None else Echo(echo)
@@ -142,7 +155,29 @@ class Session:
         return self._received_bytes
 
     def next(self, timeout: float | None = None) -> Event | None:
-        """Wait up to `timeout` seconds for the next event; None when there was none."""
+        """Wait up to `timeout` seconds for the next event; None when there was none.
+
+        A flood of messages that are not believed holds the owner up for no longer than that.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            event = self._next(timeout)
+            if not isinstance(event, Received):
+                return event
+            try:
+                payload = self._voice.heed(event.topic, event.payload)
+            except WireError as error:
+                if self._refusals is not None:
+                    self._refusals.note(event.topic, error)
+            else:
+                return msgspec.structs.replace(event, payload=payload)
+            if until is not None:
+                timeout = until - time.monotonic()
+                if timeout <= 0:
+                    return None
+
+    def _next(self, timeout: float | None) -> Event | None:
+        """Take the next event as it came."""
         self._owner, self._seen_at = threading.get_ident(), time.monotonic()
         if not self._thread.is_alive() and not self._closing.is_set():
             _LOG.error("the network thread has died; starting another")
@@ -160,12 +195,15 @@ class Session:
         return event
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
-        """Send at QoS 1, from any thread, and give the id that `Acked` will name.
+        """Sign and send at QoS 1, from any thread, and give the id that `Acked` will name.
 
         Nothing is kept for later. None means not sent: there is no connection, the broker takes
         no packets of this size, or 16 MiB are on their way already (payloads up to 8 KiB are
         taken even then).
         """
+        return self._send(topic, self._voice.sign(topic, payload), retain=retain)
+
+    def _send(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
         with self._lock:
             if self._open is None or not self._fits(topic, payload):
                 return None
@@ -309,7 +347,7 @@ class Session:
             return False
         now = time.monotonic()
         if (again := self._echo.due(now)) is not None:
-            self.publish(self._echo.topic, again.payload, retain=again.retain)
+            self._send(self._echo.topic, again.payload, retain=again.retain)
         return self._echo.lost(now) and not self._behind()
 
     def _announce(self, link: Link) -> None:

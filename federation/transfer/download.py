@@ -27,6 +27,7 @@ SERVED: Final = 16
 _FIRST_WINDOW: Final = 2
 _GET_S: Final = (3.0, 60.0)
 _PATIENCE: Final = 4.0
+_REST_S: Final = (60.0, 3600.0)
 _MAX_CORRUPT: Final = 3
 _NEVER: Final = float("-inf")
 
@@ -45,8 +46,8 @@ class Downloader:
     on_complete
         Called with the last blob's digest once all that are wanted are in the store, durably.
     on_gone
-        Called with the digest when the hub has no such blob, or only a broken one; the download
-        ends.
+        Called with the digest when the hub has no such blob, or only a broken one, or somebody says
+        so: it is asked for again after a minute, and then ever more rarely.
     max_bytes
         The most that is taken, all blobs of a version together.
     throttle
@@ -90,11 +91,16 @@ class Downloader:
         self._moved_at = _NEVER
         self._pace = 0.0  # seconds per chunk, smoothed
         self._next_get = Backoff(*_GET_S, rng=self._rng)
+        self._rest = Backoff(*_REST_S, rng=self._rng)
 
     @property
     def wanted(self) -> str | None:
         """The digest of the blob on its way."""
-        return None if self._partial is None else self._partial.digest
+        return None if self._partial is None or self._resting else self._partial.digest
+
+    @property
+    def _resting(self) -> bool:
+        return self._now < self._rest.due
 
     def want(self, links: Sequence[Link], *, spread_s: float = 0.0) -> None:
         """Fetch these blobs in this order, and no others; what arrived of them before is used.
@@ -123,7 +129,7 @@ class Downloader:
             self._on_complete(self._links[-1].blob)
             return
         first = missing[0]
-        if self.wanted == first.blob:
+        if self._partial is not None and self._partial.digest == first.blob:
             return
         fresh = Partial(self._folder, first.blob, first.size, max_bytes=self._max_bytes)
         self._forget()
@@ -132,12 +138,14 @@ class Downloader:
                 path.unlink()
         self._partial = fresh
         self._corrupt = 0
+        self._rest.act_now()
         self._start_over()
         self._finish_if_complete()
 
     def on_connected(self) -> None:
         """Start, or start over: the session has connected, or the hub is (back) there."""
         self._active = True
+        self._rest.act_now()
         self._start_over()
 
     def hold(self) -> None:
@@ -165,9 +173,10 @@ class Downloader:
                 self._ask()
 
     def on_gone(self, gone: Gone) -> None:
-        """Give up on a blob that the hub does not have."""
+        """Let a blob be for a while that the hub does not have."""
         if self.wanted == gone.digest:
-            self._forget()
+            self._rest.again(self._now)
+            self._start_over()
             self._on_gone(gone.digest)
 
     def tick(self, now: float) -> None:
@@ -175,7 +184,7 @@ class Downloader:
         self._now = now
         if self._wait_s:
             self._begin_at, self._wait_s = now + self._wait_s, 0.0
-        if not self._active or self._partial is None or now < self._begin_at:
+        if not self._active or self._partial is None or now < self._begin_at or self._resting:
             return
         if now >= self._next_get.due:
             if self._asked:
@@ -191,6 +200,8 @@ class Downloader:
     def _ask(self) -> None:
         """Keep a window of chunks asked for, topping it up when half of it has come."""
         if not self._active or self._partial is None or len(self._asked) > self._window // 2:
+            return
+        if self._resting:
             return
         if not self._throttle.ready(self._now):
             return
@@ -212,7 +223,7 @@ class Downloader:
         except BlobCorrupt as error:
             _LOG.warning("%s", error)
             self._corrupt += 1
-            if self._corrupt == _MAX_CORRUPT:
+            if self._corrupt >= _MAX_CORRUPT:
                 self.on_gone(Gone(digest=self._partial.digest))
             else:
                 self._start_over()  # the partial is empty again

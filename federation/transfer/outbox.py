@@ -116,6 +116,10 @@ class Outbox:
         """Read a piece of an update that is pending."""
         return self._blobs.read(digest, offset, size)
 
+    def whole(self, digest: str) -> bool:
+        """Tell whether the bytes of an update are still what was added; reads all of them."""
+        return self._blobs.whole(digest)
+
     def settle(self, digest: str, receipt: Receipt) -> Offer | None:
         """Note the hub's answer and let the bytes go; None when no such update is pending."""
         offer = self._pending.get(digest)

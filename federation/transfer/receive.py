@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -40,7 +40,6 @@ from ffm_common.errors import (
     BlobCorrupt,
     BlobOversize,
     FfmError,
-    MessageInvalid,
     PathUnwritable,
     StorageError,
 )
@@ -100,6 +99,7 @@ class UploadReceiver:
         self._max_bytes = max_bytes
         self._max_in_flight = max_in_flight
         self._now = 0.0
+        self._attempt = 0
         self._arrivals: dict[str, _Arrival] = {}
         self._in_flight: dict[str, int] = {}  # who was let in -> what it may have under way
         self._waiting: dict[str, Offer] = {}  # the others, first come first served
@@ -122,7 +122,9 @@ class UploadReceiver:
         with self._or_later(agent, offer.digest):
             verdict = self._verdict(agent, offer)
         if verdict is not None:
-            self._waiting.pop(agent, None)
+            # One that was settled long ago, said again, does not touch what comes now.
+            if agent in self._waiting and self._waiting[agent].digest == offer.digest:
+                del self._waiting[agent]
             if arrival is not None and arrival.offer.digest == offer.digest:
                 self.drop(agent)
             self._answer(agent, verdict)
@@ -137,18 +139,25 @@ class UploadReceiver:
         if agent in self._waiting:
             self._say_wait(agent, offer.digest)
 
-    def on_chunk(self, agent: str, digest: str, index: int, payload: bytes) -> None:
-        """Keep a chunk; one that is broken, doubled or of no offer does no harm."""
+    def on_chunk(self, agent: str, digest: str, index: int, payload: bytes) -> bool:
+        """Keep a chunk, and tell whether it was new.
+
+        One that is doubled or of no offer does no harm.
+
+        Raises
+        ------
+        MessageInvalid
+            It is broken, which does none either.
+        """
         arrival = self._arrivals.get(agent)
         if arrival is None or arrival.offer.digest != digest:
-            return
-        try:
-            data = unpack(payload)
-            with self._or_later(agent, digest):
-                if arrival.partial.write(index, data):
-                    self._on_progress(agent, arrival)
-        except MessageInvalid as error:
-            _LOG.warning("dropped from %s: %s", agent, error)
+            return False
+        data = unpack(payload)
+        with self._or_later(agent, digest):
+            fresh = arrival.partial.write(index, data)
+            if fresh:
+                self._on_progress(agent, arrival)
+        return fresh
 
     def tick(self, now: float) -> None:
         """Let time pass, to `now` (monotonic seconds): ask again where chunks stay away."""
@@ -220,7 +229,7 @@ class UploadReceiver:
             arrival = self._arrivals.get(agent)
             if arrival is None or arrival.offer != offer:
                 folder = self._folder / check_name(agent)
-                arrival = _Arrival(folder, offer, self._max_bytes)
+                arrival = self._new(folder, offer)
                 # Not flushed: what a power cut takes is offered again.
                 (folder / _OFFER).write_bytes(encode(offer))
                 self._arrivals[agent] = arrival
@@ -255,12 +264,14 @@ class UploadReceiver:
             _LOG.warning("from %s: %s", agent, error)
             if arrival.corrupt < _MAX_CORRUPT:
                 self._ask(agent, arrival)
-                return
-            why = "the chunks do not give the digest"
-            receipt: Receipt = Reject(digest=digest, code=error.code, why=why)
-        else:
-            # Admitted anew, since the process before may have died right after it had accepted.
-            receipt = self._admit(agent, arrival.offer) or self._accept(agent, arrival.offer, path)
+            else:
+                # Whoever alters them shall not have the update thrown away. Is it the agent's own
+                # disk, the agent finds out.
+                self.release(agent)
+                self._say_wait(agent, digest)
+            return
+        # Admitted anew, since the process before may have died right after it had accepted.
+        receipt = self._admit(agent, arrival.offer) or self._accept(agent, arrival.offer, path)
         self.drop(agent)
         self._answer(agent, receipt)
 
@@ -302,21 +313,26 @@ class UploadReceiver:
             check_name(agent)
             with (folder / _OFFER).open("rb") as file:
                 offer = decode(file.read(MAX_MESSAGE_BYTES + 1), Offer)
-            self._arrivals[agent] = _Arrival(folder, offer, self._max_bytes)
+            self._arrivals[agent] = self._new(folder, offer)
             self._waiting[agent] = offer
         except (OSError, FfmError) as error:
             _LOG.warning("swept up %s: %s", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _new(self, folder: Path, offer: Offer) -> _Arrival:
+        """Begin an upload, with attempts above those of all before, and of earlier processes."""
+        self._attempt = max(self._attempt + 1, time.time_ns() // 1_000_000)
+        return _Arrival(folder, offer, self._attempt, self._max_bytes)
+
 
 class _Arrival:
     """One update on its way in."""
 
-    def __init__(self, folder: Path, offer: Offer, max_bytes: int) -> None:
+    def __init__(self, folder: Path, offer: Offer, attempt: int, max_bytes: int) -> None:
         self.folder = folder
         self.offer = offer
         self.partial = Partial(folder, offer.digest, offer.size, max_bytes=max_bytes)
-        self.attempt = 1 + random.getrandbits(32)  # and so no earlier process's
+        self.attempt = attempt
         self.named = 0
         """All chunks below have been asked for."""
         self.next_ask = Backoff(*_STALL_S)

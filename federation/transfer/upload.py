@@ -23,6 +23,7 @@ from federation.pace import Backoff, Throttle
 from federation.topics import Topics
 from federation.transfer.chunks import CHUNK, chunk_count, from_ranges, pack
 from federation.transfer.outbox import Outbox
+from ffm_common.errors import BlobCorrupt
 
 Publish: TypeAlias = Callable[[str, bytes], int | None]
 """Sends at QoS 1; gives the message id, or None when nothing was sent."""
@@ -34,7 +35,6 @@ _FIRST_WINDOW: Final = 2
 _QUICK_S, _SLOW_S = 2.0, 6.0
 _OFFER_S: Final = (1.0, 8.0)
 _STUCK_S: Final = 60.0
-_LATE: Final = 1000
 
 
 class Uploader:
@@ -76,6 +76,7 @@ class Uploader:
         self._now = 0.0
         self._offer: Offer | None = None
         self._attempt: int | None = None
+        self._moved_at = 0.0
         self._sent: set[int] = set()  # in this attempt
         self._todo: deque[int] = deque()  # named, and not sent
         # What the broker has not acknowledged: message id -> chunk, sent when.
@@ -102,18 +103,14 @@ class Uploader:
     def on_message(self, message: Need | Done | Reject) -> None:
         """Take an answer of the hub; one that is late, or for another update, does no harm."""
         if not isinstance(message, Need):
-            settled = self._outbox.settle(message.digest, message)
-            if self._offer is not None and self._offer.digest == message.digest:
-                self._offer = None
-                self._start_over()
-            if settled is not None:
-                self._on_settled(settled, message)
+            self._settle(message)
         elif self._offer is not None and self._offer.digest == message.digest:
             self._heed(self._offer, message)
 
     def on_acked(self, mid: int) -> None:
         """The broker took a chunk: there is room for the next."""
         if (chunk := self._under_way.pop(mid, None)) is not None:
+            self._moved_at = self._now
             took = self._now - chunk[1]
             if took > _SLOW_S:
                 self._window = max(1, self._window // 2)
@@ -137,10 +134,21 @@ class Uploader:
         if now >= self._next_offer.due + patience:
             if self._under_way or self._todo:
                 self._forget()
+            elif self._attempt is not None and now > self._moved_at + _STUCK_S:
+                self._forget()  # the hub's clock was set back, and so what it asks for looks late
             offer = msgspec.structs.replace(self._offer, again=self._again)
             if self._publish(self._topics.up(self._agent, "offer"), encode(offer)) is not None:
                 self._again = True
                 self._next_offer.again(now)
+
+    def _settle(self, receipt: Receipt) -> None:
+        """Let an update go, and turn to the next."""
+        settled = self._outbox.settle(receipt.digest, receipt)
+        if self._offer is not None and self._offer.digest == receipt.digest:
+            self._offer = None
+            self._start_over()
+        if settled is not None:
+            self._on_settled(settled, receipt)
 
     def _heed(self, offer: Offer, need: Need) -> None:
         """Take up what the hub names, but for what is on its way."""
@@ -149,13 +157,20 @@ class Uploader:
             self._next_offer.wait(self._now, need.wait_s)
             return
         if self._attempt != need.attempt or not need.attempt:  # 0: an older hub does not count
-            # A number just below is an earlier attempt's: what it names may be on the hub's disk.
-            if self._attempt is not None and 0 < self._attempt - need.attempt < _LATE:
-                return
+            if self._attempt is not None:
+                # A lower number is an earlier attempt's: what it names may be on the hub's disk.
+                if 0 < need.attempt < self._attempt:
+                    return
+                # What was sent did not come, or not as it was: is it whole?
+                if not self._outbox.whole(offer.digest):
+                    why = "its file is spoiled on the agent's disk"
+                    self._settle(Reject(digest=offer.digest, code=BlobCorrupt.code, why=why))
+                    return
             self._attempt = need.attempt
             # What the broker has not acknowledged is not lost: it is on this very connection.
             self._sent = {index for index, _ in self._under_way.values()}
             self._todo.clear()
+        self._moved_at = self._now
         named = from_ranges(need.ranges, offer.size, chunk_count(offer.size))
         # Added and not put in its place: this may be older than the one before.
         wanted = dict.fromkeys((*self._todo, *named))

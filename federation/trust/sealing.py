@@ -4,9 +4,9 @@
 
     "FFMS" | format 1 | sealed to the hub: ( signature of the device, 64 bytes | container )
 
-The signature covers federation, agent, version, number of examples and the container, which says
-base, adapter and codec itself. It is sealed together with the container: who sees the bytes can
-neither read them nor sign them anew as his own. What is added is 117 bytes.
+The signature covers federation, agent, version and that version's content, number of examples, and
+the container, which says base, adapter and codec itself. It is sealed together with the container:
+who sees the bytes can neither read them nor sign them anew as his own. What is added is 117 bytes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,15 @@ _WHAT: Final = b"update"
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What an update counts as: whose it is, made from which version, with how many examples."""
+    """What an update counts as: whose it is, made from which version, with how many examples.
+
+    `content` is the digest of that version's tensors: a hub that was restored from a backup makes
+    versions anew, and what was made from the lost ones is not to count for those.
+    """
 
     agent: str
     version: int
+    content: str
     examples: int
 
 

@@ -11,7 +11,7 @@ message lives with that (docs/trust.md says how).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from federation.topics import ChunkRoute, HubRoute, MessageRoute, Route, Topics
 from federation.trust.anchor import Anchor
@@ -51,6 +51,9 @@ class Plain:
     def heed(self, _topic: str, payload: bytes) -> bytes:
         """Give the payload itself."""
         return payload
+
+
+UNSIGNED: Final = Plain()
 
 
 class Signed:

@@ -43,6 +43,10 @@ class Opener:
         """
         return unpack(blob, self._find(blob)[1], base=self._base)
 
+    def rank_of(self, header: Header) -> int:
+        """Give the rank of the LoRA factors of a container that was opened, 0 if there are none."""
+        return self._known[header.spec][0]
+
     def read(self, path: Path) -> dict[str, Array]:
         """Decode the container in a file."""
         return self.open(path.read_bytes())[1]

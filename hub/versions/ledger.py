@@ -26,7 +26,7 @@ Kind: TypeAlias = Literal["version", "delta"]
 """Of a version's container: the version whole, a keyframe, or a delta to the version before."""
 
 # Of the tables below; a ledger of another format is refused, not misread.
-_FORMAT = 2
+_FORMAT = 3
 _SCHEMA = f"""
 BEGIN;
 PRAGMA user_version = {_FORMAT};
@@ -45,8 +45,8 @@ CREATE TABLE IF NOT EXISTS versions (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS updates (
     agent TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
-    examples INTEGER NOT NULL, loss REAL, received REAL NOT NULL, counted_for INTEGER NOT NULL,
-    fault TEXT,
+    container TEXT NOT NULL, examples INTEGER NOT NULL, loss REAL, received REAL NOT NULL,
+    counted_for INTEGER NOT NULL, fault TEXT,
     PRIMARY KEY (agent, version)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS votes (
@@ -114,6 +114,8 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
 class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
     """One counted update: an agent's, made from `version`.
 
+    `digest` and `size` are those of the offer, which the receipt names; `container` is the digest
+    of what the hub keeps and adds up: of the same bytes, or of those that were sealed in them.
     `counted_for` is the version that was open when it came, or the next where that had closed or
     has another update of the agent's: what is counted for a version is what the next is made of.
     `fault` says why it is in no version although its agent has a receipt: the hub's disk has lost
@@ -125,6 +127,7 @@ class UpdateRow(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     digest: Digest
     size: int
+    container: Digest
     examples: Annotated[int, msgspec.Meta(ge=1)]
     loss: float | None
     received: float

@@ -242,7 +242,7 @@ class Registry:
         try:
             wanted = {row.blob for row in self.chain}
             for making in (version, version + 1):  # some may be counted for the one after, too
-                wanted |= {row.digest for row in self._ledger.updates(making)}
+                wanted |= {row.container for row in self._ledger.updates(making)}
             for digest in list(self._store.digests()):
                 if digest not in wanted:
                     self._store.remove(digest)

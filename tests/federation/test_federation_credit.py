@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -170,6 +171,35 @@ def test_what_the_hub_has_said_earlier_does_no_harm_when_it_comes_late(world: Wo
     world.wire += [(topic, encode(before)), (topic, payload), (topic, encode(before))]
     world.run(world.idle)
     assert world.again == 1
+
+
+def test_what_the_hub_has_asked_for_in_an_earlier_life_costs_nothing_when_it_is_said_again(
+    world: World,
+) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.tick(1.0)
+    world.deliver()
+    (old,) = needs_on(world.wire).values()
+    world.wire.clear()
+    world.start_hub()
+    world.uploaders["a"].on_connected()  # it hears of the hub's new life
+    while not world.idle():
+        world.uploaders["a"].on_message(old)
+        pass_on(world, 1)
+    assert world.counted["a", DIGEST] == BLOB
+    assert world.again == 0
+
+
+def test_a_hub_whose_clock_was_set_back_is_heeded_after_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    world.run_chunks(3)
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    world.start_hub()
+    world.run(world.idle)
+    assert world.counted["a", DIGEST] == BLOB
+    assert 60.0 < world.now < 120.0
 
 
 def test_an_older_hub_that_names_all_and_counts_no_attempts_is_heeded_each_time(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.messages import Get, Link
+from federation.messages import Get, Gone, Link
 from federation.transfer.blobs import BlobStore
 from federation.transfer.chunks import CHUNK
 from federation.transfer.download import Downloader, serve
@@ -72,9 +72,13 @@ def test_a_download_goes_on_after_a_restart(world: World) -> None:
     assert world.chunks == 17
 
 
+def piece(seed: int) -> bytes:
+    return random.Random(seed).randbytes(CHUNK + 100 + seed)
+
+
 def chain_of(world: World, count: int) -> list[Link]:
     """Put blobs of two chunks each into the hub's store."""
-    blobs = [random.Random(seed).randbytes(CHUNK + 100 + seed) for seed in range(count)]
+    blobs = [piece(seed) for seed in range(count)]
     return [Link(blob=world.store.put(blob), size=len(blob)) for blob in blobs]
 
 
@@ -103,13 +107,17 @@ def test_of_a_chain_only_what_is_missing_is_fetched_after_a_restart_too(world: W
     assert world.chunks == 8
 
 
-def test_a_chain_whose_middle_the_hub_has_not_got_is_given_up(world: World) -> None:
+def test_a_chain_whose_middle_the_hub_has_not_got_is_let_be_for_a_while(world: World) -> None:
     chain = chain_of(world, 3)
     world.store.remove(chain[1].blob)
     world.downloaders["a"].want(chain)
     world.run(lambda: world.gone == [chain[1].blob])
     assert world.downloaders["a"].wanted is None
     assert world.completed == []
+    world.store.put(piece(1))
+    began = world.now
+    world.run(lambda: world.completed == [chain[-1].blob])
+    assert world.now - began < 75.0
 
 
 def test_a_chain_too_large_in_all_is_refused(world: World) -> None:
@@ -135,19 +143,42 @@ def test_a_newer_version_replaces_the_one_on_its_way(world: World) -> None:
     assert list((world.folder / "a-versions" / "incoming").iterdir()) == []
 
 
-def test_a_version_that_the_hub_does_not_have_ends_the_download(world: World) -> None:
+def test_a_version_that_the_hub_does_not_have_is_asked_for_ever_more_rarely(world: World) -> None:
+    downloader, asked = world.downloaders["a"], []
+    downloader.want([Link(blob=DIGEST, size=len(BLOB))])
+    while world.now < 4 * 3600.0:
+        world.tick(1.0)
+        while world.wire:
+            asked += [world.now] * world.wire[0][0].endswith("/get")
+            world.deliver()
+    assert world.gone == [DIGEST] * len(asked)
+    assert 6 <= len(asked) <= 11
+    assert downloader.wanted is None
+
+
+def test_who_says_that_a_version_is_gone_does_not_stop_the_download_for_good(world: World) -> None:
+    world.store.put(BLOB)
     world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
-    world.run(lambda: world.gone == [DIGEST])
-    assert world.downloaders["a"].wanted is None
+    world.run_chunks(3)
+    for _ in range(100):  # an old message, said again
+        world.downloaders["a"].on_gone(Gone(digest=DIGEST))
+    assert world.gone == [DIGEST]
+    world.run(lambda: world.completed == [DIGEST])
+    assert world.now < 75.0
+    assert world.chunks <= 6 + 2
 
 
-def test_a_version_broken_at_the_hub_is_given_up(world: World) -> None:
+def test_a_version_broken_at_the_hub_is_let_be_until_it_is_mended(world: World) -> None:
     world.store.put(BLOB)
     world.store.path(DIGEST).write_bytes(bytes(len(BLOB)))
     world.downloaders["a"].want([Link(blob=DIGEST, size=len(BLOB))])
     world.run(lambda: world.gone == [DIGEST])
     assert world.chunks == 3 * 6
+    world.run(lambda: len(world.gone) == 3)
+    assert world.chunks == 5 * 6
     assert world.completed == []
+    world.store.put(BLOB)
+    world.run(lambda: world.completed == [DIGEST])
 
 
 def test_an_oversize_version_is_refused_before_anything_is_allocated(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from federation.messages import Done, Link, Need, encode
 from federation.topics import ChunkRoute
 from federation.transfer.blobs import BlobStore
 from federation.transfer.chunks import CHUNK, pack
+from ffm_common.errors import MessageInvalid
 from tests.federation.world import BLOB, DIGEST, OFFER, TOPICS, World
 
 _STEP = st.tuples(
@@ -97,7 +99,9 @@ def test_an_unknown_message_of_the_hub_does_no_harm(world: World) -> None:
     assert [TOPICS.parse(topic) for topic, _ in world.wire[1:]] == [
         ChunkRoute("a", "up", DIGEST, 0)
     ]
-    world.receiver.on_chunk("stranger", DIGEST, 0, pack(b"x"))
-    world.receiver.on_chunk("a", DIGEST, 10**6, pack(b"x"))
+    assert not world.receiver.on_chunk("stranger", DIGEST, 0, pack(b"x"))
+    world.run_chunks(1)
+    with pytest.raises(MessageInvalid):
+        world.receiver.on_chunk("a", DIGEST, 10**6, pack(b"x"))
     world.run(world.idle)
     assert encode(world.settled["a"][0]) == encode(Done(digest=DIGEST, version=0))

@@ -6,9 +6,11 @@ import random
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from federation.messages import Done, Need, Offer, Receipt, Reject, decode
+from federation.topics import ChunkRoute
 from federation.transfer.chunks import CHUNK, pack
 from federation.transfer.upload import WINDOW
 from ffm_common.errors import PathUnwritable
@@ -138,7 +140,9 @@ def test_chunks_that_do_not_give_the_digest_start_the_update_anew(world: World) 
     assert world.counted["a", DIGEST] == BLOB
 
 
-def test_an_update_that_never_gives_its_digest_is_rejected_in_the_end(world: World) -> None:
+def test_an_update_that_is_spoiled_on_the_agents_disk_is_given_up_by_the_agent(
+    world: World,
+) -> None:
     world.outboxes["a"].add(OFFER, BLOB)
     (world.folder / "a" / "blobs" / DIGEST).write_bytes(bytes(len(BLOB)))
     world.run(world.idle)
@@ -146,6 +150,39 @@ def test_an_update_that_never_gives_its_digest_is_rejected_in_the_end(world: Wor
     assert isinstance(receipt, Reject)
     assert receipt.code == "blob-corrupt"
     assert not world.counted
+    assert world.chunks == 6  # it looks before it sends all of it again
+
+
+def test_an_update_that_is_altered_on_its_way_again_and_again_is_not_lost(world: World) -> None:
+    world.outboxes["a"].add(OFFER, BLOB)
+    altered = 0
+    while altered < 5:
+        while world.wire:
+            if isinstance(route := TOPICS.parse(world.wire[0][0]), ChunkRoute) and route.index == 5:
+                world.wire[0] = world.wire[0][0], pack(bytes(123))
+                altered += 1
+            world.deliver()
+            world.ack("a")
+        world.tick(0.25)
+    assert world.now > 2 * 10.0  # those who alter it are not kept busy
+    world.run(world.idle)
+    assert world.counted["a", DIGEST] == BLOB
+
+
+def test_an_older_offer_said_again_does_not_hold_up_the_update_that_waits(tmp_path: Path) -> None:
+    world = crowd_of(tmp_path, 2, at_once=1)
+    world.tick(1.0)
+    for _ in range(2):
+        world.deliver()
+    assert not needs_on(world.wire)["a1"].ranges
+    old = msgspec.structs.replace(OFFER, digest="ab" * 32)
+    world.counted["a1", old.digest] = b""
+    world.receiver.on_offer("a1", old)
+    world.wire.clear()
+    world.receiver.release("a0")
+    world.receiver.tick(world.now)
+    assert needs_on(world.wire)["a1"].digest == DIGEST
+    world.close()
 
 
 def test_many_agents_upload_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from federation.transfer.download import Downloader, serve
 from federation.transfer.outbox import Outbox
 from federation.transfer.receive import UploadReceiver
 from federation.transfer.upload import Uploader
+from ffm_common.errors import MessageInvalid
 from ffm_common.files import sha256_bytes
 
 TOPICS = Topics("test")
@@ -145,7 +147,8 @@ class World:
                 self.downloaders[agent].on_gone(decode(payload, Gone))
             case ChunkRoute(agent, "up", digest, index):
                 self.chunks += 1
-                self.receiver.on_chunk(agent, digest, index, payload)
+                with contextlib.suppress(MessageInvalid):
+                    self.receiver.on_chunk(agent, digest, index, payload)
             case ChunkRoute(agent, "down", digest, index):
                 self.chunks += 1
                 self.downloaders[agent].on_chunk(digest, index, payload)

@@ -105,12 +105,14 @@ class Home:
 
     def update(self, agent: str, version: int, counted_for: int) -> None:
         blob = pack(tensors(7), kind="update", version=version, base=BASE, codec="fp32", seed=0)
+        digest = self.store.put(blob)
         self.ledger.add_update(
             UpdateRow(
                 agent=agent,
                 version=version,
-                digest=self.store.put(blob),
+                digest=digest,
                 size=len(blob),
+                container=digest,
                 examples=10,
                 loss=None,
                 received=0.0,

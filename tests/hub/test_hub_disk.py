@@ -216,7 +216,7 @@ def check(hub: Hub, receipts: set[str]) -> None:
     counted = {update.agent: update for update in hub.ledger.updates(0)}
     assert receipts <= counted.keys()
     if row.version == 0:
-        assert all(hub.store.whole(update.digest) for update in counted.values())
+        assert all(hub.store.whole(update.container) for update in counted.values())
     else:
         assert set(counted) == set(AGENTS)
 
@@ -532,11 +532,11 @@ def test_a_counted_update_that_was_spoiled_is_taken_again_while_its_version_is_o
     said: list[str] = []
     hub = Hub(tmp_path / "hub", lambda topic: said.append(topic) or 1)  # type: ignore[func-returns-value]
     (row,) = hub.ledger.updates(0)
-    spoil(hub.store.path(row.digest), how)
+    spoil(hub.store.path(row.container), how)
     hub.intake.open = True
     hub.take_in("one", packed(tensors(11), "update", 0))
     assert said[-1].endswith("/one/down/done")
-    assert hub.store.whole(row.digest)
+    assert hub.store.whole(row.container)
     assert [update.digest for update in hub.ledger.updates(0)] == [row.digest]
     hub.close()
 

@@ -40,6 +40,7 @@ def update(agent: str, number: int) -> UpdateRow:
         version=number,
         digest=f"{number:064x}",
         size=10,
+        container=f"{number:064x}",
         examples=5,
         loss=None,
         received=1e9,

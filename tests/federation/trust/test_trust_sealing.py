@@ -13,7 +13,7 @@ from federation.trust.sealing import Terms
 from ffm_common.errors import SignatureInvalid, UpdateInvalid
 from tests.federation.trust.conftest import Keys, new_keys
 
-TERMS = Terms(agent="kitchen", version=3, examples=120)
+TERMS = Terms(agent="kitchen", version=3, content="ab" * 32, examples=120)
 CONTAINER = b"FFMU" + bytes(range(200))
 
 
@@ -35,7 +35,14 @@ def test_sealing_adds_117_bytes_and_hides_all_of_it(keys: Keys) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"agent": "cellar"}, {"version": 4}, {"version": 2}, {"examples": 240}]
+    "change",
+    [
+        {"agent": "cellar"},
+        {"version": 4},
+        {"version": 2},
+        {"content": "cd" * 32},
+        {"examples": 240},
+    ],
 )
 def test_an_update_counts_as_what_its_device_has_signed_only(
     keys: Keys, change: dict[str, str | int]

@@ -1,0 +1,70 @@
+"""Where an agent belongs: to a hub that has let it in, or to whatever the broker brings together.
+
+Enrolled, it believes its hub alone, signs all that it says, and seals its updates to the hub.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edge_agent.config import Located
+from federation.trust import membership, sealing, voice
+from federation.trust.sealing import Terms
+from federation.trust.voice import UNSIGNED, Voice
+from ffm_common.errors import IdentityBroken
+
+IDENTITY: Final = "identity"
+"""The folder with what it was let in with, in its state folder."""
+
+
+class Belonging:
+    """An agent's membership, if it has one.
+
+    Parameters
+    ----------
+    located
+        The agent's configuration.
+
+    Attributes
+    ----------
+    identity
+        None where it is no member.
+    voice
+        How it speaks and hears.
+
+    Raises
+    ------
+    IdentityBroken
+        A file is damaged, or the membership is of another agent or federation than agent.toml.
+    """
+
+    def __init__(self, located: Located) -> None:
+        self.identity = membership.load(located.folder / IDENTITY)
+        self.voice: Voice = UNSIGNED
+        if self.identity is None:
+            return
+        anchor, agent = self.identity.membership.anchor, self.identity.membership.agent
+        config = located.config
+        if (agent, anchor.federation) != (config.id, config.federation):
+            raise IdentityBroken(
+                f"{self.identity.folder} is {agent}'s in federation {anchor.federation}, and "
+                f"agent.toml is of {config.id} in {config.federation}",
+                remedy="correct agent.toml; to start anew, remove that folder and join",
+            )
+        self.voice = voice.of_agent(anchor, self.identity.key)
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether the agent is a member."""
+        return self.identity is not None
+
+    @property
+    def hub(self) -> str:
+        """The public key of its hub, in hex; "" where it is no member."""
+        return "" if self.identity is None else self.identity.membership.anchor.signs
+
+    def seal(self, container: bytes, terms: Terms) -> bytes:
+        """Give what is sent of an update: sealed to the hub, or as it is where there is no seal."""
+        if self.identity is None:
+            return container
+        return sealing.seal(container, terms, self.identity.membership.anchor, self.identity.key)
