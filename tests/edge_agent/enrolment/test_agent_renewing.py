@@ -143,12 +143,12 @@ def test_a_board_from_the_drawer_is_given_one_at_the_door(
 ) -> None:
     asked = Asked(aged(identity, 1.5))
     now = iter(range(10_000))
-    until(
-        lambda: (
-            asked.renewal.tick(float(next(now)), connected=False)
-            or read(tmp_path).membership.ends == house.members.member("kitchen").credentials.ends
-        )
-    )
+
+    def renewed() -> bool:
+        asked.renewal.tick(float(next(now)), connected=False)
+        return read(tmp_path).membership.ends == house.members.member("kitchen").credentials.ends
+
+    until(renewed)
     assert asked.said == []
 
 
