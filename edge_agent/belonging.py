@@ -5,16 +5,10 @@ Enrolled, it believes its hub alone, signs all that it says, and seals its updat
 
 from __future__ import annotations
 
-from typing import Final
-
 from edge_agent.config import Located
-from federation.trust import membership, sealing, voice
+from federation.trust import sealing, voice
 from federation.trust.sealing import Terms
 from federation.trust.voice import UNSIGNED, Voice
-from ffm_common.errors import IdentityBroken
-
-IDENTITY: Final = "identity"
-"""The folder with what it was let in with, in its state folder."""
 
 
 class Belonging:
@@ -31,27 +25,13 @@ class Belonging:
         None where it is no member.
     voice
         How it speaks and hears.
-
-    Raises
-    ------
-    IdentityBroken
-        A file is damaged, or the membership is of another agent or federation than agent.toml.
     """
 
     def __init__(self, located: Located) -> None:
-        self.identity = membership.load(located.folder / IDENTITY)
+        self.identity = located.identity
         self.voice: Voice = UNSIGNED
-        if self.identity is None:
-            return
-        anchor, agent = self.identity.membership.anchor, self.identity.membership.agent
-        config = located.config
-        if (agent, anchor.federation) != (config.id, config.federation):
-            raise IdentityBroken(
-                f"{self.identity.folder} is {agent}'s in federation {anchor.federation}, and "
-                f"agent.toml is of {config.id} in {config.federation}",
-                remedy="correct agent.toml; to start anew, remove that folder and join",
-            )
-        self.voice = voice.of_agent(anchor, self.identity.key)
+        if self.identity is not None:
+            self.voice = voice.of_agent(self.identity.membership.anchor, self.identity.key)
 
     @property
     def enrolled(self) -> bool:

@@ -85,8 +85,6 @@ class Supervisor:
         No such profile.
     FolderBusy
         The same agent runs already.
-    IdentityBroken
-        The agent is enrolled, but not as agent.toml has it, or its identity folder is damaged.
     IdentityTaken
         Raised by `run`: another device has the same id.
     """

@@ -35,10 +35,10 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   └── MemoryLimitHit           memory-limit
     ├── WireError
     │   ├── MessageInvalid           message-invalid
+    │   ├── MessageStale             message-stale
     │   ├── UpdateInvalid            update-invalid
     │   ├── BlobCorrupt              blob-corrupt
     │   ├── BlobOversize             blob-oversize
-    │   ├── MessageStale             message-stale
     │   ├── SignatureInvalid         signature-invalid
     │   └── SenderUnknown            sender-unknown
     ├── TrustError

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge_agent.belonging import Belonging
 from edge_agent.config import AgentConfig, DataSource, Located
 from edge_agent.training import Trained, Training
 from federation.messages import Link, Manifest
@@ -75,6 +76,7 @@ class Place:
             profile,
             work=self.folder / name / "work",
             calibration=self.where.calibration,
+            seal=Belonging(self.where).seal,
         )
 
     def calibrate(self, profile: Profile = PROFILE, floor_mb: float = 400) -> None:
