@@ -5,8 +5,9 @@ acknowledged by receipt must be in exactly one version, unaltered; every version
 time; and the final adapter must be, bit for bit, what the counted updates give without any fault.
 
 ``--minutes`` is how long faults are injected, per broker: seeds `--seed`, `--seed` + 1, ... of 24 s
-each. ``--training`` takes real training in place of fixed updates, with fewer faults. ``--table``
-does one fault at a time (`singles`), for docs/faults.md. Rows are kept in ``--work``.
+each. ``--training`` takes real training in place of fixed updates, with fewer faults;
+``--enrolled`` a federation of members, who sign and seal. ``--table`` does one fault at a time
+(`singles`), for docs/faults.md. Rows are kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> int:
     asking.add_argument("--seed", type=int, default=1, help="the first")
     asking.add_argument("--broker", choices=("mosquitto", "amqtt", "both"), default="both")
     asking.add_argument("--training", action="store_true", help="real training, few faults")
+    asking.add_argument("--enrolled", action="store_true", help="all sign and seal")
     asking.add_argument("--table", action="store_true", help="one fault at a time")
     arguments = asking.parse_args()
     os.environ |= {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
@@ -54,7 +56,7 @@ def main() -> int:
             for broker in brokers:
                 if arguments.broker in {broker, "both"}:
                     for seed in range(arguments.seed, arguments.seed + count):
-                        _seed(work, broker, seed, pace)
+                        _seed(work, broker, seed, pace, enrolled=arguments.enrolled)
         rows = _kept(work, "seed", SeedRow)
         single = _kept(work, "single", SingleRow)
     print(table(rows), file=sys.stderr)
@@ -93,9 +95,11 @@ def targets(rows: list[SeedRow], *, whole: bool) -> list[Target]:
     return found
 
 
-def _seed(work: Path, broker: BrokerName, seed: int, pace: Pace) -> None:
+def _seed(work: Path, broker: BrokerName, seed: int, pace: Pace, *, enrolled: bool) -> None:
     setting = setting_of(broker, seed, training=pace.training)
-    path = make_folder(work / "rows") / f"seed-{broker}-{seed}{'-training' * pace.training}.json"
+    setting = msgspec.structs.replace(setting, enrolled=enrolled)
+    name = f"seed-{broker}-{seed}{'-training' * pace.training}{'-enrolled' * enrolled}"
+    path = make_folder(work / "rows") / f"{name}.json"
     if path.exists():
         return
     row = run_seed(work / "town", setting, pace)

@@ -17,11 +17,16 @@ from benchmarks.chaos.kept import Kept, python
 from benchmarks.chaos.wire import Wire
 from benchmarks.relay import Relay, free_port
 from federation.topics import Topics, is_digest
+from federation.trust import membership
+from federation.trust.membership import Membership
 from ffm_common.files import make_folder, write_atomic
 from ffm_common.task import Task
 from fleet.layout import to_toml
 from fleet.partition import Split
 from hub.broker import answers, find_mosquitto
+from hub.trust.authority import Authority
+from hub.trust.members import Members
+from hub.trust.trusting import IDENTITY
 from learning import planning
 from learning.texts.data import Example, write_jsonl
 from profiles import profile as profiles
@@ -58,7 +63,10 @@ log_dest stderr
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What a town is made of; `deadline_s` is each version's, and `training` is the real one."""
+    """What a town is made of; `deadline_s` is each version's, and `training` is the real one.
+
+    `enrolled`: every message is signed and every update sealed; the broker knows nothing of it.
+    """
 
     broker: BrokerName
     keeping: Keeping
@@ -66,6 +74,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     agents: int = 4
     deadline_s: float = 8.0
     training: bool = False
+    enrolled: bool = False
 
 
 class Town:
@@ -241,6 +250,7 @@ class Town:
         outside = self.hub_link is not None
         hub = {
             "federation": FEDERATION,
+            "trust": "enrolled" if self.setting.enrolled else "open",
             "base": os.path.relpath(self.base, home),
             "seed": self.setting.seed,
             "codec_up": CODEC,
@@ -275,6 +285,30 @@ class Town:
                 "meter": {"root": "board"},
             }
             write_atomic(home / "agent.toml", to_toml(agent).encode())
+        if self.setting.enrolled:
+            self._enrol()
+
+    def _enrol(self) -> None:
+        """Let all agents in, without going through the hub's door."""
+        authority = Authority(make_folder(self.state) / IDENTITY, FEDERATION)
+        members = Members(authority.members)
+        for name in self.names:
+            identity = make_folder(self.home(name) / "state") / IDENTITY
+            public = membership.key_for(identity).public
+            made = authority.certify(name, public)
+            members.enrol(name, public, made)
+            member = Membership(
+                agent=name,
+                anchor=authority.anchor,
+                host="127.0.0.1",
+                port=self.links[name].port,
+                tls=False,
+                door=("127.0.0.1", 1),
+                begins=made.credentials.begins,
+                ends=made.credentials.ends,
+            )
+            membership.keep(identity, member, made.credentials.certificate, authority.certificate)
+        members.close()
 
     def _calibrate(self, task: Task, profile: str) -> None:
         """Say what a probe would have measured: it would load torch, and nothing is trained."""

@@ -1,10 +1,10 @@
-"""An agent's link, understood: which chunks passed, and deliveries doubled or out of order."""
+"""An agent's link, understood: which chunks passed, deliveries doubled, out of order, altered."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import msgspec
@@ -21,10 +21,27 @@ Chunk: TypeAlias = tuple[str, int]
 
 
 class Publish(msgspec.Struct, frozen=True):
-    """What a QoS 1 PUBLISH packet says: its topic, and the bytes of its payload."""
+    """A QoS 1 PUBLISH packet: its first byte, topic, message id (2 bytes) and payload."""
 
+    flags: int
     topic: str
-    size: int
+    mid: bytes
+    payload: bytes
+
+    def packet(self) -> bytes:
+        """Write it (MQTT 3.1.1, 3.3)."""
+        topic = self.topic.encode()
+        body = len(topic).to_bytes(2) + topic + self.mid + self.payload
+        length, rest = b"", len(body)
+        while True:
+            rest, digit = rest >> 7, rest & 0x7F
+            length += bytes([digit | 0x80 * bool(rest)])
+            if not rest:
+                return bytes([self.flags]) + length + body
+
+
+Tamper: TypeAlias = Callable[[Publish, bool], Publish]
+"""Gives what is passed on in the place of a publish; the flag says whether it goes up."""
 
 
 class Pass(msgspec.Struct, frozen=True):
@@ -53,6 +70,9 @@ class Wire:
     double, swap
         How many of the next QoS 1 PUBLISH packets are passed on twice, or after the one that
         follows them; whoever asks for a fault adds to them. Packets added are not in the counts.
+    tamper
+        What is done to every QoS 1 PUBLISH, if anything is. One that is to get lost is sent to a
+        topic that nobody hears: both ends have their acknowledgement, as of a broker that lies.
     """
 
     def __init__(self, topics: Topics) -> None:
@@ -63,6 +83,7 @@ class Wire:
         self.passes: dict[Chunk, list[Pass]] = {}
         self._connections = 0
         self.double = self.swap = 0
+        self.tamper: Tamper | None = None
 
     def step(self, up: bool) -> Packets:
         """Give the step for one direction of a new connection."""
@@ -78,7 +99,7 @@ class Wire:
         if isinstance(route, ChunkRoute):
             chunk = route.digest, route.index
             (self.up if up else self.down)[chunk] += 1
-            self.sizes[chunk] = publish.size - _CRC_BYTES
+            self.sizes[chunk] = len(publish.payload) - _CRC_BYTES
             if up:
                 self.passes.setdefault(chunk, []).append(Pass(time.monotonic(), connection))
 
@@ -103,6 +124,8 @@ class Packets:
                 yield packet
                 continue
             self._wire.see(publish, self._connection, up=self._up)
+            if self._wire.tamper is not None:
+                packet = self._wire.tamper(publish, self._up).packet()
             if self._held:
                 yield packet + self.flush()
             elif self._wire.swap:
@@ -143,4 +166,5 @@ def read_publish(packet: bytes) -> Publish | None:
     start = 1 + next(place for place in range(1, 5) if packet[place] < 0x80)
     length = int.from_bytes(packet[start : start + 2])
     body = start + 2 + length
-    return Publish(packet[start + 2 : body].decode(errors="replace"), len(packet) - body - 2)
+    topic = packet[start + 2 : body].decode(errors="replace")
+    return Publish(packet[0], topic, packet[body : body + 2], packet[body + 2 :])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,8 +57,17 @@ def test_a_packet_is_whole_or_not_there() -> None:
     assert packet_size(b"\x30") == 0
     read = read_publish(packet)
     assert read is not None
-    assert (read.topic, read.size) == ("topic", 70_000)
+    assert (read.topic, len(read.payload)) == ("topic", 70_000)
+    assert read.packet() == packet
     assert read_publish(publish("topic", b"", qos=0)) is None
+
+
+def test_a_packet_is_altered_when_asked() -> None:
+    wire = Wire(TOPICS)
+    wire.tamper = lambda found, up: msgspec.structs.replace(found, payload=bytes(300 * up))
+    for up in (True, False):
+        passed = b"".join(wire.step(up=up).feed(publish("a/b", b"payload") + b"\xe0\x00"))
+        assert passed == publish("a/b", bytes(300 * up)) + b"\xe0\x00"
 
 
 def test_chunks_are_counted_by_blob_and_index() -> None:
