@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,15 @@ def add_commands(commands: Any) -> None:
     run = actions.add_parser("run", help="run the agent until it is stopped")
     run.add_argument("--config", type=Path, required=True, metavar="agent.toml")
     run.set_defaults(run=_run)
+    join = actions.add_parser("join", help="become a member, with an invitation of the hub's")
+    join.add_argument("token", help="what `ffm hub invite` has printed")
+    join.add_argument("--config", type=Path, required=True, metavar="agent.toml")
+    new = join.add_argument_group("where agent.toml is not there yet, it is written from")
+    new.add_argument("--id", metavar="ID", help="what this board is to be called")
+    new.add_argument("--data", type=Path, metavar="FILE", help="its private data")
+    new.add_argument("--base", type=Path, metavar="FOLDER", help="the base, or exported step")
+    new.add_argument("--profile", metavar="NAME", help="what it may spend: `ffm profile list`")
+    join.set_defaults(run=_join)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -22,3 +33,22 @@ def _run(arguments: argparse.Namespace) -> int:
     from ffm_common.service import serve
 
     return serve(lambda: Supervisor(config.load(arguments.config)))
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    from edge_agent.enrolment.joining import Wishes, join
+
+    wishes = Wishes(
+        id=arguments.id, data=arguments.data, base=arguments.base, profile=arguments.profile
+    )
+    found = join(arguments.token, arguments.config, wishes)
+    member = found.membership
+    ends = time.strftime("%Y-%m-%d", time.gmtime(member.ends))
+    sys.stdout.write(
+        f"{member.agent} is a member of {member.anchor.federation}"
+        f"{' already' if found.before else ''}; its certificate lasts until {ends}, and is renewed "
+        f"in time\n"
+        f"{f'{arguments.config} is written' if found.written else 'Go on'}: "
+        f"ffm agent run --config {arguments.config}\n"
+    )
+    return 0

@@ -16,6 +16,7 @@ from edge_agent.announcing import Announcer
 from edge_agent.belonging import Belonging
 from edge_agent.care import Care
 from edge_agent.config import Located
+from edge_agent.enrolment.renewing import Renewal
 from edge_agent.journal import Journal
 from edge_agent.residuals import Residuals
 from edge_agent.staleness import welcome
@@ -44,6 +45,7 @@ from federation.transfer.blobs import BlobStore
 from federation.transfer.download import Downloader
 from federation.transfer.outbox import Outbox
 from federation.transfer.upload import Uploader
+from federation.trust.membership import Credentials
 from ffm_common.errors import (
     BlobOversize,
     BrokerLimit,
@@ -134,6 +136,7 @@ class Supervisor:
             voice=self._belonging.voice,
             refusals=self._refusals,
         )
+        self._renewal = Renewal(located.identity, self._topics, self._session.publish)
         self._announcer = Announcer(self._session, state_topic, state)
         since = self._journal.entry.since
         self._identity = Identity(self._config.id, since=since, boot=self._boot)
@@ -179,6 +182,7 @@ class Supervisor:
                     self._on_event(event)
                     event = self._session.next(0)
                 now = time.monotonic()
+                self._renewal.tick(now, connected=self._session.connected)
                 self._look_after_board(now)
                 self._downloader.tick(now)
                 self._uploader.tick(now)
@@ -230,6 +234,8 @@ class Supervisor:
                 self._downloader.on_chunk(digest, index, payload)
             case MessageRoute(kind="gone"):
                 self._downloader.on_gone(messages.decode(payload, Gone))
+            case MessageRoute(kind="certificate"):
+                self._renewal.on_certificate(messages.decode(payload, Credentials))
             case MessageRoute(kind=kind) if kind in _ANSWERS:
                 self._uploader.on_message(messages.decode(payload, _ANSWERS[kind]))
             case other:

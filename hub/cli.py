@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hub.commands import members as cli_members
 from hub.commands import versions as cli_versions
 
 
@@ -24,6 +25,7 @@ def add_commands(commands: Any) -> None:
     step.add_argument("--config", type=Path, required=True, metavar="hub.toml")
     step.set_defaults(run=_export_step)
     cli_versions.add_commands(actions)
+    cli_members.add_commands(actions)
 
 
 def _run(arguments: argparse.Namespace) -> int:

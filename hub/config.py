@@ -10,6 +10,7 @@ import msgspec
 
 from federation.connection.address import Address, BrokerAddress, locate
 from federation.messages import MAX_CHAIN
+from federation.trust.joining import DOOR_PORT
 from ffm_common import config
 from ffm_common.config import Config, Name
 from ffm_common.errors import ConfigInvalid, UpdateInvalid
@@ -17,6 +18,7 @@ from ffm_common.task import Adapter, TaskKind, Training
 from hub.broker import Kind
 from hub.robust.defence import Defence
 from hub.switching.policy import policy_of
+from hub.trust.authority import LIFE_DAYS
 from hub.versions.registry import KEPT
 from quantization.updates import codec
 from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
@@ -49,6 +51,28 @@ class BrokerChoice(BrokerAddress, frozen=True, kw_only=True):
     def choice(self) -> Kind:
         """Which kind that is, as far as it can be told by now."""
         return "external" if self.url is not None else self.kind
+
+
+class DoorChoice(Config, frozen=True, kw_only=True):
+    """Where boards ask to be let in, in a federation of members.
+
+    Parameters
+    ----------
+    enabled
+        False: nobody can join, nor renew a certificate that has run out.
+    host
+        The address to listen on; None: that of the broker, and for one that the hub does not start
+        any address of this machine.
+    port
+        0: any that is free.
+    certificate_days
+        How long a board's certificate is valid; it is renewed after two thirds of that.
+    """
+
+    enabled: bool = True
+    host: str | None = None
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = DOOR_PORT
+    certificate_days: Annotated[float, msgspec.Meta(gt=0, le=3650)] = LIFE_DAYS
 
 
 class Versions(Config, frozen=True, kw_only=True):
@@ -233,6 +257,7 @@ class HubConfig(Config, frozen=True, kw_only=True):
     folder: str = "state"
     profile: str = "gateway"
     broker: BrokerChoice = BrokerChoice()
+    door: DoorChoice = DoorChoice()
     adapter: Adapter = Adapter()
     training: Training = Training()
     versions: Versions = Versions()

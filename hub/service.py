@@ -26,6 +26,7 @@ from federation.messages import (
     HubStatus,
     Offer,
     Receipt,
+    Renew,
     Vote,
 )
 from federation.refusals import Refusals
@@ -57,6 +58,7 @@ from hub.switching.policy import policy_of
 from hub.task import task_of
 from hub.telling import outcome, tell
 from hub.trouble import Trouble
+from hub.trust.reception import Reception
 from hub.trust.trusting import Trusting
 from hub.versions import devices
 from hub.versions.ledger import Ledger, VersionRow, VoteRow
@@ -165,6 +167,7 @@ class Hub:
         self._stand_in_at = float("-inf")
         self._quiet = Quiet(time.monotonic())
         self._ask_at = float("-inf")
+        self._reception = Reception(located, self._trusting)
         self._presence = Presence(self._ledger, signed=self._trusting.enrolled)
         self._unopened: VersionRow | None = None
         self._finished_at: float | None = None
@@ -184,6 +187,8 @@ class Hub:
             stack.callback(self._broker.stop)
             self._broker.start()
             log.info("broker: %s at %s:%d", self._broker.kind, self._broker.host, self._broker.port)
+            stack.callback(self._reception.close)
+            self._reception.open(self._broker, self._where.broker.carrier)
             self._connect()
             stack.callback(self._leave)
             self._resume()
@@ -354,6 +359,9 @@ class Hub:
                 if ours and not self._store.has(get.digest):
                     self._inspect_at = 0.0
                 serve(self._topics, agent, get, self._store, self._session.publish)
+            case MessageRoute(agent=agent, kind="renew"):
+                asked = messages.decode(payload, Renew)
+                self._reception.renew(agent, asked, self._session.publish)
             case MessageRoute(agent=agent, kind="vote"):
                 self._on_vote(agent, messages.decode(payload, Vote))
             case ChunkRoute(agent=agent, digest=digest, index=index):

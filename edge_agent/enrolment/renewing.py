@@ -76,13 +76,13 @@ class Renewal:
     Parameters
     ----------
     identity
-        What it has now.
+        What it has now; None: it is no member, and nothing is to be renewed.
     topics, publish
         How the hub is asked over MQTT: `publish` takes topic and payload.
     """
 
     def __init__(
-        self, identity: Identity, topics: Topics, publish: Callable[[str, bytes], object]
+        self, identity: Identity | None, topics: Topics, publish: Callable[[str, bytes], object]
     ) -> None:
         self._identity = identity
         self._topics = topics
@@ -95,7 +95,7 @@ class Renewal:
 
     def tick(self, now: float, *, connected: bool) -> None:
         """Ask if it is time; `now` is in monotonic seconds, what counts is the wall clock's."""
-        if now < self._look_at:
+        if now < self._look_at or self._identity is None:
             return
         self._look_at = now + _LOOK_S
         self._hear()
@@ -109,7 +109,9 @@ class Renewal:
             self._publish(self._topics.up(found.agent, "renew"), messages.encode(asked))
         elif left <= 0 and self._asking is None:
             log.warning("the certificate has run out; asking the hub's door for another")
-            self._asking = threading.Thread(target=self._ask_door, name="renewal", daemon=True)
+            self._asking = threading.Thread(
+                target=self._ask_door, args=(self._identity,), name="renewal", daemon=True
+            )
             self._asking.start()
 
     def on_certificate(self, credentials: Credentials) -> None:
@@ -118,19 +120,21 @@ class Renewal:
         Raises
         ------
         MessageInvalid
-            It is for another key.
+            It is for another key, or we are no member.
         PathUnwritable
             The folder does not take it.
         """
         before = self._identity
+        if before is None:
+            raise MessageInvalid("a certificate for who is no member")
         self._identity = _take(before, credentials)
         if self._identity is not before:
             log.info("the certificate is good until %s", _day(credentials.ends))
 
-    def _ask_door(self) -> None:
+    def _ask_door(self, identity: Identity) -> None:
         """Run in a thread, as a door may keep us waiting."""
         try:
-            self._answers.put(_ask_door(self._identity))
+            self._answers.put(_ask_door(identity))
         except FfmError as error:
             self._answers.put(error)
         except Exception as error:  # noqa: BLE001 -- the loop must hear of it, or asks no more

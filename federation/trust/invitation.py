@@ -62,6 +62,11 @@ class Invitation(msgspec.Struct, frozen=True, kw_only=True):
         return f"{_PREFIX}{text}"
 
 
+def is_host(text: str) -> bool:
+    """Tell whether an invitation can name this host."""
+    return _HOST.fullmatch(text) is not None
+
+
 def read(token: str) -> Invitation:
     """Read a token.
 
@@ -83,7 +88,7 @@ def read(token: str) -> Invitation:
         raise TokenInvalid("a character of the invitation is wrong or missing")
     port, secret, fingerprint = _HEAD.unpack_from(body)
     host = body[_HEAD.size :].decode("ascii", "replace")
-    if not _HOST.fullmatch(host) or not port:
+    if not is_host(host) or not port:
         raise TokenInvalid("the invitation names no address that there can be")
     return Invitation(host=host, port=port, secret=secret, fingerprint=fingerprint)
 

@@ -94,6 +94,26 @@ class Authority:
     def _pem(self) -> Path:
         return self.folder / "authority.pem"
 
+    def check(self) -> None:
+        """See that all keys and certificates are there and belong together.
+
+        Raises
+        ------
+        IdentityBroken
+            They do not.
+        """
+        import ssl
+
+        self._load()
+        for name in ("hub", "broker", "door"):
+            try:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+            except (OSError, ssl.SSLError) as error:
+                raise IdentityBroken(
+                    f"{self.folder}: {name}.pem and {name}.key: {error}"
+                ) from error
+
     def certify(self, agent: str, public: bytes, *, days: float = LIFE_DAYS) -> Certified:
         """Make an agent's certificate for a public Ed25519 key of 32 bytes."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

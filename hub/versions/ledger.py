@@ -274,6 +274,10 @@ class Ledger:
         """List every agent ever seen, sorted."""
         return [row["id"] for row in self._execute("SELECT id FROM agents ORDER BY id")]
 
+    def last_came(self) -> dict[str, float]:
+        """Give when each agent came last, in seconds since 1970."""
+        return {row["id"]: row["last_seen"] for row in self._execute("SELECT * FROM agents")}
+
     def add_version(
         self, row: VersionRow, left_out: Iterable[LeftOut] = (), astray: Iterable[int] = ()
     ) -> None:

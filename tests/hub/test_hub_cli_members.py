@@ -1,0 +1,198 @@
+"""`ffm hub invite | agents | revoke | backup | restore`, beside a hub whose door is open."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ffm
+from edge_agent.enrolment.joining import Wishes, join
+from federation.trust import invitation
+from ffm_common.errors import TokenRefused
+from ffm_common.lock import FolderLock
+from hub import config
+from hub.trust import place
+from hub.trust.place import Place
+from hub.versions.ledger import Ledger
+from tests.hub.trust.house import HOST, House
+
+HUB = """
+federation = "home"
+base = "base"
+trust = "enrolled"
+[door]
+port = 0
+[public]
+train = "public.jsonl"
+evaluation = "test.jsonl"
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """Give a hub's door, with its hub.toml beside it."""
+    (tmp_path / "hub.toml").write_text(HUB)
+    (tmp_path / "state").mkdir()
+    house = House(tmp_path / "state" / "identity")
+    located = config.load(tmp_path / "hub.toml")
+    place.note(located, Place(host=HOST, port=house.door.port))
+    yield house
+    house.close()
+
+
+def run(folder: Path, command: str, *more: str) -> int:
+    return ffm.main(["hub", command, *more, "--config", str(folder / "hub.toml")])
+
+
+def told(folder: Path, capsys: pytest.CaptureFixture[str], command: str, *more: str) -> Any:
+    assert run(folder, command, *more, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def come(token: str, folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    wishes = Wishes(id=name, data=folder, base=folder)
+    join(token, folder / name / "agent.toml", wishes)
+
+
+def test_an_invitation_lets_a_board_in(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = told(tmp_path, capsys, "invite", "--agent", "kitchen", "--hours", "2")
+    assert said["agent"] == "kitchen"
+    assert said["command"] == f"ffm agent join {said['token']} --config agent.toml"
+    assert (said["host"], said["port"]) == (HOST, house.door.port)
+    with pytest.raises(TokenRefused, match="is for kitchen"):
+        come(said["token"], tmp_path, "cellar")
+    come(said["token"], tmp_path, "kitchen")
+    assert [member.agent for member in house.members.all()] == ["kitchen"]
+
+
+def test_an_invitation_is_a_line_to_copy_and_the_command_to_type(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "invite", "--host", "gateway.local") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert invitation.read(said[0]).host == "gateway.local"
+    assert said[2] == "Good for one board, for 24 hours. Type there:"
+    assert said[4] == f"  ffm agent join {said[0]} --config agent.toml"
+
+
+def test_a_code_to_scan_is_shown_where_it_is_asked_for(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "invite") == 0
+    assert "█" not in capsys.readouterr().out
+    assert run(tmp_path, "invite", "--qr") == 0
+    drawn = [line for line in capsys.readouterr().out.splitlines() if "█" in line]
+    assert len(drawn) < 24  # lines of a terminal
+    assert max(map(len, drawn)) < 60
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--hours", "0"), "--hours"),
+        (("--hours", "nan"), "--hours"),
+        (("--host", "a b"), "is no host"),
+        (("--agent", "a/b"), "is not a name"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    house: House,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, str],
+    said: str,
+) -> None:
+    assert run(tmp_path, "invite", *more) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_who_is_a_member_is_not_invited_again(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    come(told(tmp_path, capsys, "invite")["token"], tmp_path, "kitchen")
+    assert run(tmp_path, "invite", "--agent", "kitchen") == 2
+    assert "[token-refused]: kitchen is a member already" in capsys.readouterr().err
+
+
+def test_members_are_listed_with_how_they_stand(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cellar", "kitchen"):
+        come(told(tmp_path, capsys, "invite")["token"], tmp_path, name)
+    ledger = Ledger(tmp_path / "state" / "ledger.db")
+    ledger.see("kitchen", "rpi4-4gb")
+    ledger.close()
+    assert run(tmp_path, "revoke", "cellar", "--why", "sold\x1b[2J to\nsomebody") == 0
+    assert "cellar is revoked" in capsys.readouterr().out
+    cellar, kitchen = told(tmp_path, capsys, "agents")
+    assert (cellar["agent"], cellar["why"]) == ("cellar", "sold [2J to somebody")
+    assert cellar["revoked"] is not None
+    assert (kitchen["revoked"], kitchen["why"], kitchen["renewed"]) == (None, None, None)
+    assert kitchen["key"] == house.members.key("kitchen").hex()
+    now = time.strftime("%Y-%m-%dT%H", time.gmtime())
+    assert kitchen["last_came"].startswith(now[:10])
+    assert run(tmp_path, "agents") == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"agent +member since +certificate until +renewed +last came \(UTC\) +standing", head
+    )
+    assert re.fullmatch(r"cellar .* revoked \S+ \S+: sold \[2J to somebody", rows[0])
+    assert rows[1].endswith("good")
+
+
+def test_who_is_no_member_cannot_be_revoked(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "revoke", "attic") == 1
+    assert "[sender-unknown]: attic is no member" in capsys.readouterr().err
+
+
+def test_a_hub_that_never_ran_has_no_members_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hub.toml").write_text(HUB)
+    for command in (["invite"], ["agents"], ["revoke", "kitchen"], ["backup", "x"]):
+        assert run(tmp_path, *command) == 2
+        assert "[identity-broken]" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
+
+
+def test_an_open_federation_has_no_members(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hub.toml").write_text(HUB.replace("enrolled", "open"))
+    assert run(tmp_path, "invite") == 2
+    assert "[config-invalid]" in capsys.readouterr().err
+
+
+def test_a_hub_is_copied_and_put_back(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    come(told(tmp_path, capsys, "invite")["token"], tmp_path, "kitchen")
+    assert run(tmp_path, "backup", str(tmp_path / "copy")) == 0
+    assert run(tmp_path, "backup", str(tmp_path / "copy")) == 2
+    assert run(tmp_path, "restore", str(tmp_path / "copy")) == 2
+    (tmp_path / "state").rename(tmp_path / "lost")
+    capsys.readouterr()
+    assert run(tmp_path, "restore", str(tmp_path / "copy")) == 0
+    assert "who was revoked or has joined since then" in capsys.readouterr().out
+    assert [row["agent"] for row in told(tmp_path, capsys, "agents")] == ["kitchen"]
+
+
+def test_a_hub_that_runs_is_not_restored_over(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "backup", str(tmp_path / "copy")) == 0
+    lock = FolderLock(tmp_path / "state")
+    assert run(tmp_path, "restore", str(tmp_path / "copy")) == 1
+    lock.close()
+    assert "[folder-busy]" in capsys.readouterr().err
