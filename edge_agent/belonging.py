@@ -5,10 +5,14 @@ Enrolled, it believes its hub alone, signs all that it says, and seals its updat
 
 from __future__ import annotations
 
-from edge_agent.config import Located
-from federation.trust import sealing, voice
+import time
+
+from edge_agent.config import IDENTITY, Located
+from federation.trust import membership, sealing, voice
+from federation.trust.diagnosis import diagnose
 from federation.trust.sealing import Terms
 from federation.trust.voice import UNSIGNED, Voice
+from ffm_common.errors import FfmError, IdentityBroken
 
 
 class Belonging:
@@ -29,6 +33,9 @@ class Belonging:
 
     def __init__(self, located: Located) -> None:
         self.identity = located.identity
+        self._folder = located.folder / IDENTITY
+        tls = located.broker.carrier.tls
+        self._shows_another = tls is not None and tls.certificate is not None
         self.voice: Voice = UNSIGNED
         if self.identity is not None:
             self.voice = voice.of_agent(self.identity.membership.anchor, self.identity.key)
@@ -48,3 +55,13 @@ class Belonging:
         if self.identity is None:
             return container
         return sealing.seal(container, terms, self.identity.membership.anchor, self.identity.key)
+
+    def explain(self, failure: FfmError) -> FfmError:
+        """Say more of why the broker does not let us in; may be called from any thread."""
+        try:
+            identity = membership.load(self._folder)  # it may have been renewed
+        except IdentityBroken as error:
+            return error
+        if identity is None:
+            return failure if self._shows_another else diagnose(failure, None, time.time())
+        return diagnose(failure, identity.membership, time.time())

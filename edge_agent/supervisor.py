@@ -135,6 +135,7 @@ class Supervisor:
             patience=_PATIENCE_S,
             voice=self._belonging.voice,
             refusals=self._refusals,
+            explain=self._belonging.explain,
         )
         self._renewal = Renewal(located.identity, self._topics, self._session.publish)
         self._announcer = Announcer(self._session, state_topic, state)

@@ -47,6 +47,9 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   ├── DoorUnreachable          door-unreachable
     │   ├── DoorUntrusted            door-untrusted
     │   ├── MembershipOther          membership-other
+    │   ├── NotJoined                not-joined
+    │   ├── CertificateExpired       certificate-expired
+    │   ├── CertificateRevoked       certificate-revoked
     │   ├── ClockWrong               clock-wrong
     │   └── IdentityBroken           identity-broken
     ├── BrokerError
@@ -370,6 +373,30 @@ class MembershipOther(TrustError):
 
     code = "membership-other"
     remedy = "correct agent.toml; to start anew, remove the device's identity folder and join"
+
+
+class NotJoined(TrustError):
+    """The broker lets in members only, and this device has joined no federation."""
+
+    code = "not-joined"
+    remedy = (
+        "`ffm agent join` with an invitation that `ffm hub invite` prints at the hub; where the "
+        "broker takes anybody, correct its `url` and `ca`"
+    )
+
+
+class CertificateExpired(TrustError):
+    """The certificate of this device has run out."""
+
+    code = "certificate-expired"
+    remedy = "nothing to do where the hub's door is reached: the agent fetches a new one there"
+
+
+class CertificateRevoked(TrustError):
+    """The hub has shut this device out."""
+
+    code = "certificate-revoked"
+    remedy = "ask at the hub; let in again, it removes its identity folder and joins anew"
 
 
 class ClockWrong(TrustError):

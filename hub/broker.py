@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from ffm_common.errors import (
 )
 from ffm_common.files import make_folder, write_atomic
 from ffm_common.tied import tied
+from hub.trust.access import Access
 
 Kind: TypeAlias = Literal["auto", "mosquitto", "amqtt", "external"]
 
@@ -39,12 +41,13 @@ _ROOT = Path(__file__).resolve().parents[1]
 _START_S: Final = 15.0
 _STOP_S: Final = 3.0
 _PATIENCE_S: Final = 30.0
+_ASK_S: Final = 2.0
 _TRIES: Final = 5
 
 # Every limit is named, since the defaults differ between 2.0 and 2.1.
 _MOSQUITTO: Final = """\
 listener {port} {host}
-allow_anonymous true
+{who}
 {user}
 set_tcp_nodelay true
 persistence false
@@ -59,6 +62,7 @@ log_type error
 log_type warning
 log_timestamp_format %Y-%m-%dT%H:%M:%S
 """
+_ANYBODY: Final = "allow_anonymous true"
 
 
 class Broker:
@@ -80,6 +84,10 @@ class Broker:
         0 lets a child take a free one.
     carrier
         How an external broker is spoken to.
+    access
+        Who may connect to a child, over TLS only, and do what there; None: anybody, anything. Its
+        files must have been written. An external one is shown the certificate of the hub in it,
+        where `carrier` names none.
     """
 
     def __init__(
@@ -90,12 +98,13 @@ class Broker:
         host: str = "127.0.0.1",
         port: int = 0,
         carrier: Carrier = PLAIN,
+        access: Access | None = None,
     ) -> None:
         self._folder = folder
         self._choice: Kind = kind
         self._bind = host
         self._port = port
-        self._carrier = carrier
+        self._access = access
         self._child: subprocess.Popen[bytes] | None = None
         self._in_touch_at: float | None = None
         self.kind: Kind = kind
@@ -103,6 +112,10 @@ class Broker:
         self.host = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104
         """Where the hub itself reaches it."""
         self.port = port
+        self.carrier = carrier
+        """How the hub itself speaks to it."""
+        if access is not None:
+            self.carrier = access.carrier(carrier if kind == "external" else None)
 
     def __enter__(self) -> Self:
         self.start()
@@ -129,7 +142,7 @@ class Broker:
         BrokerUnavailable
             None answers, or none can be started.
         BrokerProtocol, BrokerCertificate, BrokerLimit
-            An external one cannot be spoken to, or not enough.
+            It cannot be spoken to, or not enough.
         PortBusy
             The port asked for is in use.
         PathUnwritable
@@ -141,13 +154,18 @@ class Broker:
         mosquitto = None if self._choice == "amqtt" else find_mosquitto()
         if self._choice == "mosquitto" and mosquitto is None:
             raise BrokerUnavailable("mosquitto is not installed")
+        if mosquitto is None and self._access is not None:
+            raise BrokerUnavailable(
+                "amqtt, which is for demonstrations, cannot keep members from others",
+                remedy='install mosquitto, or say trust = "open" where only friends are',
+            )
         if mosquitto is None:
             if importlib.util.find_spec("amqtt") is None:
                 raise BrokerUnavailable("neither mosquitto nor amqtt is installed")
             _LOG.warning(
                 "the broker is amqtt, for demonstrations only: install mosquitto for real use"
             )
-        if not _is_loopback(self._bind):
+        if self._access is None and not _is_loopback(self._bind):
             _LOG.warning("anybody who reaches %s may connect to the broker", self._bind)
         self.kind = "amqtt" if mosquitto is None else "mosquitto"
         make_folder(self._folder)
@@ -174,6 +192,11 @@ class Broker:
             self._child.wait()
         self._child = None
 
+    def reload(self) -> None:
+        """Have a child read the files of `Access` anew; who is connected stays so."""
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGHUP)
+
     def tend(self, now: float, *, in_touch: bool) -> None:
         """Start a child again that has died, or has not let us in for 30 s although it runs.
 
@@ -196,22 +219,22 @@ class Broker:
     def alive(self) -> bool:
         """Tell whether the child runs, or whether the external broker answers."""
         if self._choice == "external":
-            return answers(self._bind, self._port, self._carrier)
+            return answers(self._bind, self._port, self.carrier)
         return self._child is not None and self._child.poll() is None
 
     def _reach(self) -> None:
         """Make sure that an external broker can be spoken to."""
         where = f"{self._bind}:{self._port}"
         try:
-            found = greet(self._bind, self._port, self._carrier)
+            found = greet(self._bind, self._port, self.carrier)
         except OSError as error:
             words = error.strerror or error
             raise BrokerUnavailable(f"cannot reach {where}: {words}") from error
         if not found:
-            if self._carrier == PLAIN and speaks_tls(self._bind, self._port):
+            if self.carrier == PLAIN and speaks_tls(self._bind, self._port):
                 raise BrokerProtocol(f"TLS is spoken at {where}")
             raise BrokerUnavailable(f"no MQTT broker answers at {where}")
-        limit = packet_limit(self._bind, self._port, self._carrier)
+        limit = packet_limit(self._bind, self._port, self.carrier)
         if limit is not None and limit < PACKET_BYTES:
             raise BrokerLimit(
                 f"{where} takes packets of {limit} bytes, and those of chunks have {PACKET_BYTES}"
@@ -227,7 +250,8 @@ class Broker:
             config = self._folder / "mosquitto.conf"
             # Started by root, it would become another user, and may then not even see its folder.
             user = "user root" if os.geteuid() == 0 else ""
-            text = _MOSQUITTO.format(port=self.port, host=self._bind, user=user)
+            who = _ANYBODY if self._access is None else self._access.options()
+            text = _MOSQUITTO.format(port=self.port, host=self._bind, user=user, who=who)
             write_atomic(config, text.encode())
             command = [mosquitto, "-c", str(config)]
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
@@ -241,11 +265,15 @@ class Broker:
                 process_group=0,  # Ctrl-C is for the hub, which still has goodbyes to say
             )
         until = time.monotonic() + _START_S
-        while time.monotonic() < until:
-            if self._child.poll() is not None:
-                break
-            if answers(self.host, self.port):
-                return
+        while time.monotonic() < until and self._child.poll() is None:
+            try:
+                if greet(self.host, self.port, self.carrier, _ASK_S):
+                    return
+            except (OSError, BrokerProtocol):
+                pass
+            except FfmError:  # waiting mends no clock, and no file
+                self.stop()
+                raise
             time.sleep(0.02)
         self.stop()
         said = self.log.read_bytes()[-500:].decode("utf-8", "replace").strip()
@@ -261,7 +289,7 @@ def find_mosquitto() -> str | None:
     return shutil.which("mosquitto", path=path)
 
 
-def answers(host: str, port: int, carrier: Carrier = PLAIN, timeout: float = 2.0) -> bool:
+def answers(host: str, port: int, carrier: Carrier = PLAIN, timeout: float = _ASK_S) -> bool:
     """Tell whether an MQTT broker answers there, be it with a refusal."""
     try:
         return greet(host, port, carrier, timeout)

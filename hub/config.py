@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from federation.connection.address import Address, BrokerAddress, locate
+from federation.connection.address import TLS_PORT, Address, BrokerAddress, locate
 from federation.messages import MAX_CHAIN
 from federation.trust.joining import DOOR_PORT
 from ffm_common import config
@@ -41,11 +41,12 @@ class BrokerChoice(BrokerAddress, frozen=True, kw_only=True):
         ``external``: use the one at host and port, or at url; ``mosquitto`` or ``amqtt``: start it;
         ``auto``: external if there is a url, else mosquitto if it is on this machine, else amqtt.
     port
-        0 lets the hub choose a free one.
+        0 lets the hub choose a free one. Not given, it is 8883 for the TLS that the hub's own
+        broker speaks to members, else 1883.
     """
 
     kind: Kind = "auto"
-    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1883
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
 
     @property
     def choice(self) -> Kind:
@@ -303,7 +304,7 @@ def load(path: Path) -> Located:
     if found.broker.url is not None and found.broker.kind not in {"auto", "external"}:
         raise ConfigInvalid(f"{path}: broker.url: is for a broker that the hub does not start")
     home = path.resolve().parent
-    return Located(
+    located = Located(
         config=found,
         base=home / found.base,
         folder=home / found.folder,
@@ -311,3 +312,8 @@ def load(path: Path) -> Located:
         evaluation=home / found.public.evaluation,
         broker=locate(found.broker, path),
     )
+    own_for_members = located.trust == "enrolled" and found.broker.choice != "external"
+    if found.broker.port is None and own_for_members:
+        address = msgspec.structs.replace(located.broker, port=TLS_PORT)
+        located = msgspec.structs.replace(located, broker=address)
+    return located

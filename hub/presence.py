@@ -43,6 +43,11 @@ class Presence:
         state = self.here.get(agent)
         return state is not None and state.status not in {"failed", "paused"}
 
+    def forget(self, agent: str) -> None:
+        """Take an agent for gone, and who has its name next for another."""
+        for known in self.here, self._boots, self._newest:
+            known.pop(agent, None)
+
     def hear(self, agent: str, state: AgentState) -> bool:
         """Take in what is said of an agent; False where a last will is of an earlier life of it.
 

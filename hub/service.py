@@ -59,7 +59,7 @@ from hub.task import task_of
 from hub.telling import outcome, tell
 from hub.trouble import Trouble
 from hub.trust.reception import Reception
-from hub.trust.trusting import Trusting
+from hub.trust.trusting import BROKER, Trusting
 from hub.versions import devices
 from hub.versions.ledger import Ledger, VersionRow, VoteRow
 from hub.versions.record import decode, encode
@@ -95,7 +95,6 @@ class Hub:
     """
 
     def __init__(self, located: Located) -> None:
-        self._where = located
         self._config = located.config
         self._base = engines.verify(located.base)
         self._profile = profiles.load(self._config.profile)
@@ -124,12 +123,14 @@ class Hub:
         self._topics = Topics(self._config.federation)
         self._refusals = Refusals(log, self._topics)
         self._broker = Broker(
-            self._folder / "broker",
+            self._folder / BROKER,
             kind=self._config.broker.choice,
             host=located.broker.host,
             port=located.broker.port,
             carrier=located.broker.carrier,
+            access=self._trusting.access,
         )
+        self._warden = self._trusting.warden(self._broker, self._topics)
         self._session: Session
         self._announcer: Announcer
         self._receiver: UploadReceiver
@@ -185,10 +186,12 @@ class Hub:
             stack.callback(self._ledger.close)
             stack.callback(self._trusting.close)
             stack.callback(self._broker.stop)
+            if self._warden is not None:
+                self._warden.prepare(time.monotonic())
             self._broker.start()
             log.info("broker: %s at %s:%d", self._broker.kind, self._broker.host, self._broker.port)
             stack.callback(self._reception.close)
-            self._reception.open(self._broker, self._where.broker.carrier)
+            self._reception.open(self._broker)
             self._connect()
             stack.callback(self._leave)
             self._resume()
@@ -197,6 +200,7 @@ class Hub:
                 now = time.monotonic()
                 for turn in (
                     self._tend_broker,
+                    lambda now=now: self._shut_out(now),
                     lambda now=now: self._receiver.tick(now),
                     lambda now=now: self._take_made(now),
                     self._open_next,
@@ -241,7 +245,7 @@ class Hub:
             f"{self._config.federation}..hub",
             subscriptions=self._topics.for_hub(),
             will=(self._topics.hub_state, will),
-            carrier=self._where.broker.carrier,
+            carrier=self._broker.carrier,
             echo=self._topics.hub_state,
             patience=_PATIENCE_S,
             voice=self._trusting.voice,
@@ -342,6 +346,17 @@ class Hub:
 
     def _tend_broker(self) -> None:
         self._broker.tend(time.monotonic(), in_touch=self._session.connected)
+
+    def _shut_out(self, now: float) -> None:
+        """See to it that who was revoked is neither at the broker nor waited for."""
+        if self._warden is None:
+            return
+        session = self._session
+        for agent in self._warden.look(now, session.clear, in_touch=session.connected):
+            self._receiver.release(agent)
+            self._presence.forget(agent)
+            if agent in self._ledger.agents():
+                self._expect(agent, now)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         route = self._topics.parse(topic)

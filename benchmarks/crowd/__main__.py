@@ -190,10 +190,9 @@ def _wait_for_version(folder: Path, hub: Child) -> None:
 
 
 def _job(folder: Path, base_at: Path, agents: int, place: int) -> Job:
-    config = hub_config.load(folder / "hub.toml").config
     return Job(
         federation=_FEDERATION,
-        port=config.broker.port,
+        port=hub_config.load(folder / "hub.toml").broker.port,
         folder=str(make_folder(folder / "agents")),
         version=str(folder / "state" / "versions" / "0"),
         base=base.describe(base_at).digest,

@@ -14,7 +14,8 @@ from federation.connection.carrier import PLAIN, Carrier, Tls
 from ffm_common.config import Config
 from ffm_common.errors import ConfigInvalid
 
-_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+TLS_PORT: Final = 8883
+_PORTS: Final = {"mqtt": 1883, "mqtts": TLS_PORT, "ws": 80, "wss": 443}
 _SECURE: Final = {"mqtts", "wss"}
 _WEB: Final = {"ws", "wss"}
 _PATH: Final = "/mqtt"
@@ -27,7 +28,7 @@ class BrokerAddress(Config, frozen=True, kw_only=True):
     Parameters
     ----------
     host, port
-        Of a broker that is spoken to in plain TCP.
+        Of a broker that is spoken to in plain TCP; port 1883 if not given.
     url
         In place of these: ``mqtt://``, ``mqtts://`` (TLS), ``ws://`` or ``wss://`` (WebSocket, path
         ``/mqtt`` if none is given), a host and, if it is not the usual one, a port.
@@ -38,7 +39,7 @@ class BrokerAddress(Config, frozen=True, kw_only=True):
     """
 
     host: str = "127.0.0.1"
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
     url: str | None = None
     ca: str | None = None
     certificate: str | None = None
@@ -76,7 +77,8 @@ def locate(broker: BrokerAddress, file: Path) -> Address:
 
 
 def _locate(broker: BrokerAddress, home: Path) -> Address:
-    scheme, address = "mqtt", Address(host=broker.host, port=broker.port)
+    port = _PORTS["mqtt"] if broker.port is None else broker.port
+    scheme, address = "mqtt", Address(host=broker.host, port=port)
     if broker.url is not None:
         scheme, address = _read(broker.url)
     if broker.key is not None and broker.certificate is None:

@@ -19,6 +19,8 @@ _CONNECT_S: Final = 5.0
 _OPEN_S: Final = 10.0
 _ASK_S: Final = 1.0
 _NOT_YET, _EXPIRED, _OTHER_HOST = 9, 10, {62, 64}  # OpenSSL's X509_V_ERR_...
+# "Decrypt error": the authority that the broker knows by that name has not signed it.
+_OF_CERTIFICATES: Final = ("certificate", "unknown ca", "decrypt error")
 _WAITS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -191,7 +193,7 @@ def speaks_tls(host: str, port: int) -> bool:
 
 def of_certificates(words: str) -> bool:
     """Tell whether an error of TLS is about our certificate, or the lack of one."""
-    return "alert" in words and ("certificate" in words or "unknown ca" in words)
+    return "alert" in words and any(part in words for part in _OF_CERTIFICATES)
 
 
 def _shake_hands(sock: ssl.SSLSocket, where: str, until: float) -> None:

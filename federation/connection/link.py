@@ -41,7 +41,11 @@ class Connected(msgspec.Struct, frozen=True):
 
 
 class Disconnected(msgspec.Struct, frozen=True):
-    """The connection is gone, or never came about; said once, until the next `Connected`."""
+    """The connection is gone, or never came about.
+
+    Said once, until the next `Connected`, and again when a certificate or a clock turns out to be
+    to blame.
+    """
 
     reason: str
 
@@ -168,9 +172,10 @@ class Link:
             return BrokerProtocol(f"TLS is spoken at {where}")
         if self.stream() is not None:
             return "the broker did not answer"
-        return BrokerRefused(
-            f"{where} hangs up instead of answering, as a broker does that is full"
-        )
+        why = "is full"
+        if self._carrier.tls is not None:
+            why += ", or does not accept our certificate"
+        return BrokerRefused(f"{where} hangs up instead of answering, as a broker does that {why}")
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
         """Queue at QoS 1 and give the message id; None when too much is under way already.

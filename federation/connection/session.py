@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -40,7 +40,13 @@ from federation.connection.link import (
 from federation.connection.probe import packet_limit
 from federation.refusals import Refusals
 from federation.trust.voice import UNSIGNED, Voice
-from ffm_common.errors import BrokerUnavailable, FfmError, WireError
+from ffm_common.errors import (
+    BrokerCertificate,
+    BrokerUnavailable,
+    FfmError,
+    TrustError,
+    WireError,
+)
 
 __all__ = ["Acked", "Connected", "Disconnected", "Event", "Received", "Session"]
 
@@ -88,6 +94,8 @@ class Session:
         does not get to see.
     refusals
         Hears of that.
+    explain
+        Makes of an error one that says more; called in the networking thread.
     """
 
     def __init__(
@@ -104,6 +112,7 @@ class Session:
         patience: float = math.inf,
         voice: Voice = UNSIGNED,
         refusals: Refusals | None = None,
+        explain: Callable[[FfmError], FfmError] = lambda error: error,
     ) -> None:
         self._host = host
         self._port = port
@@ -116,18 +125,20 @@ class Session:
         self._carrier = carrier
         self._echo = None if echo is None else Echo(echo)
         self._patience = patience
+        self._explain = explain
         self._owner = threading.get_ident()
         self._seen_at = time.monotonic()  # when the owner last called next()
         self._packet_limit: int | None = None
         self._doubts = 0  # connections in a row that were lost while large publishes went unacked
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._cleared: set[str] = set()
         self._early: list[Event] = []  # what overtook the acks of the subscriptions
         self._received_bytes = 0  # written by the network thread only
         self._read_bytes = 0  # written by the owner only
         self._sent_bytes = 0
         self._lock = threading.Lock()  # what publish() and the network thread both touch
         self._open: Link | None = None
-        self._down_said = False
+        self._said: str | None = None  # what matters, as far as it was said; None: nothing was
         self._closing = threading.Event()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -164,24 +175,32 @@ class Session:
             event = self._next(timeout)
             if not isinstance(event, Received):
                 return event
-            try:
-                payload = self._voice.heed(event.topic, event.payload)
-            except WireError as error:
-                if self._refusals is not None:
-                    self._refusals.note(event.topic, error)
-            else:
-                return msgspec.structs.replace(event, payload=payload)
+            believed = self._believe(event)
+            if believed is not None:
+                return believed
             if until is not None:
                 timeout = until - time.monotonic()
                 if timeout <= 0:
                     return None
+
+    def _believe(self, event: Received) -> Received | None:
+        """Give a message without its signature; None where that is not good, or it is our own."""
+        if not event.payload and event.topic in self._cleared:
+            return None
+        try:
+            payload = self._voice.heed(event.topic, event.payload)
+        except WireError as error:
+            if self._refusals is not None:
+                self._refusals.note(event.topic, error)
+            return None
+        return msgspec.structs.replace(event, payload=payload)
 
     def _next(self, timeout: float | None) -> Event | None:
         """Take the next event as it came."""
         self._owner, self._seen_at = threading.get_ident(), time.monotonic()
         if not self._thread.is_alive() and not self._closing.is_set():
             _LOG.error("the network thread has died; starting another")
-            self._shut(None, "internal: the network thread died")
+            self._shut(None, "", "internal: the network thread died")
             self._thread = self._start()
         try:
             event = self._events.get(timeout=timeout)
@@ -202,6 +221,14 @@ class Session:
         taken even then).
         """
         return self._send(topic, self._voice.sign(topic, payload), retain=retain)
+
+    def clear(self, topic: str) -> bool:
+        """Have the broker forget what it keeps under `topic`, of which the owner does not hear.
+
+        Nothing is signed: what is empty is nothing. False means not sent.
+        """
+        self._cleared.add(topic)
+        return self._send(topic, b"", retain=True) is not None
 
     def _send(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
         with self._lock:
@@ -256,7 +283,9 @@ class Session:
             lasted = link.ready and time.monotonic() - started > _SETTLED_S
             brief = brief + 1 if link.ready and not lasted else 0
             self._doubt(link)
-            self._shut(link, self._reason(failure, brief))
+            if isinstance(failure, FfmError):
+                failure = self._explain(failure)
+            self._shut(link, _matter(failure), self._reason(failure, brief))
             failures = 0 if lasted else failures + 1
             # Jitter, or a whole fleet comes back in the same instant when its broker does.
             backoff = min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** min(failures, 10))
@@ -265,6 +294,8 @@ class Session:
 
     def _reason(self, failure: FfmError | str, brief: int) -> str:
         """Put into words why there is no connection."""
+        if isinstance(failure, TrustError):
+            return f"{failure.message} [{failure.code}] -- {failure.how_to_resolve}"
         if isinstance(failure, FfmError):
             return f"{failure.message} [{failure.code}]"
         if brief >= _BRIEF_IN_A_ROW:
@@ -356,18 +387,19 @@ class Session:
             self._open = link
             if self._echo is not None:
                 self._echo.connected()
-        self._down_said = False
+        self._said = None
         self._events.put(Connected(self._packet_limit))
         self._flush_early()
 
-    def _shut(self, link: Link | None, reason: str) -> None:
+    def _shut(self, link: Link | None, matter: str, reason: str) -> None:
+        """Close a link and tell the owner: once, and again when there is something to be done."""
         with self._lock:
             link, self._open = link or self._open, None
         if link is not None:
             link.close()
         self._flush_early()
-        if not self._down_said:
-            self._down_said = True
+        if self._said is None or matter not in {"", self._said}:
+            self._said = matter
             self._events.put(Disconnected(reason))
 
     def _flush_early(self) -> None:
@@ -399,3 +431,8 @@ class Session:
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it is awake anyway; closed: it is gone
             self._wake_in.send(b"\0")
+
+
+def _matter(failure: FfmError | str) -> str:
+    """Give the code of what somebody must do something about; all else is a bad link."""
+    return failure.code if isinstance(failure, TrustError | BrokerCertificate) else ""

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 
 from federation import messages
-from federation.connection.carrier import Carrier
 from federation.messages import Renew
 from federation.topics import Topics
 from federation.trust.joining import BrokerPlace
@@ -40,13 +39,8 @@ class Reception:
             days = located.config.door.certificate_days
             self._issuer = Issuer(trusting.authority, trusting.members, days=days)
 
-    def open(self, broker: Broker, carrier: Carrier) -> None:
+    def open(self, broker: Broker) -> None:
         """Open the door, which tells boards of the broker; that runs.
-
-        Parameters
-        ----------
-        carrier
-            How the broker is spoken to.
 
         Raises
         ------
@@ -61,8 +55,8 @@ class Reception:
         told = BrokerPlace(
             host=broker.host if elsewhere else None,
             port=broker.port,
-            tls=carrier.tls is not None,
-            path=carrier.path,
+            tls=broker.carrier.tls is not None,
+            path=broker.carrier.path,
         )
         wanted = place.wanted(self._located)
         self._door = Door(self._authority, self._issuer, told, host=wanted.host, port=wanted.port)

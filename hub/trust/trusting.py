@@ -10,17 +10,23 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from federation.topics import Topics
 from federation.trust import sealing, voice
 from federation.trust.sealing import Terms
 from federation.trust.voice import UNSIGNED, Voice
+from hub.broker import Broker
 from hub.config import Located
+from hub.trust.access import Access
 from hub.trust.authority import Authority
 from hub.trust.members import Members
+from hub.trust.warden import Warden
 
 log = logging.getLogger("ffm.hub")
 
 IDENTITY: Final = "identity"
 """The folder with the hub's keys and members, in its state folder."""
+BROKER: Final = "broker"
+"""The folder with what the broker needs."""
 
 
 class Trusting:
@@ -33,7 +39,7 @@ class Trusting:
 
     Attributes
     ----------
-    authority, members
+    authority, members, access
         None where the federation is open.
     voice
         How the hub speaks and hears.
@@ -47,10 +53,12 @@ class Trusting:
     def __init__(self, located: Located) -> None:
         self.authority: Authority | None = None
         self.members: Members | None = None
+        self.access: Access | None = None
         self.voice: Voice = UNSIGNED
         if located.trust == "enrolled":
             self.authority = Authority(identity_of(located), located.config.federation)
             self.members = Members(self.authority.members)
+            self.access = Access(self.authority, self.members, located.folder / BROKER)
             self.voice = voice.of_hub(self.authority.anchor, self.authority.signs, self.members.key)
         elif not located.broker.loopback:
             log.warning(
@@ -62,6 +70,12 @@ class Trusting:
     def enrolled(self) -> bool:
         """Whether only members are believed."""
         return self.members is not None
+
+    def warden(self, broker: Broker, topics: Topics) -> Warden | None:
+        """Give who shuts out those that are revoked, if there are members."""
+        if self.members is None or self.access is None:
+            return None
+        return Warden(self.members, self.access, broker, topics)
 
     def unseal(self, blob: bytes, terms: Terms) -> bytes:
         """Give the container of an update that has come.

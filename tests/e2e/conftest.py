@@ -159,7 +159,7 @@ class Town:
         return path
 
     def write_agent(self, name: str, *, notes: int = 1, **more: object) -> Path:
-        """Write agent.toml with data of `notes` notes a text; `more` are keys of the file."""
+        """Write agent.toml with data of `notes` notes a text; `more` are keys, None for none."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         write_jsonl(folder / "private.jsonl", _examples(90, seed=ord(name[0]), notes=notes))
@@ -174,7 +174,7 @@ class Town:
             **more,
         }
         path = folder / "agent.toml"
-        path.write_text(to_toml(config))
+        path.write_text(to_toml({key: one for key, one in config.items() if one is not None}))
         return path
 
     def start(self, *command: str, log: str) -> Started:

@@ -1,0 +1,127 @@
+"""Who may say what at the broker: the files by which a mosquitto knows members from others.
+
+::
+
+    FOLDER/acl           what each may write and read, by the name in its certificate
+    FOLDER/revoked.pem   certificates that count no more
+
+mosquitto reads both anew at SIGHUP. The list of certificates keeps who was revoked from coming
+back; the other takes every right from a connection that he still holds, or has kept in reserve.
+A client's id at the broker is the name in its certificate, whatever it says: so nobody ends
+another's session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from federation.connection.carrier import Carrier, Tls
+from federation.topics import Topics
+from federation.trust.anchor import BROKER_NAME
+from federation.trust.keys import SigningKey
+from ffm_common.files import make_folder, write_atomic
+from hub.trust.authority import HUB_NAME, Authority
+from hub.trust.members import Members
+
+_VISIT_DAYS: Final = 10 / (24 * 60)
+
+_ACL: Final = """\
+user {hub}
+topic readwrite {prefix}#
+
+pattern write {prefix}agent/%u/state
+pattern write {prefix}agent/%u/claim
+pattern write {prefix}agent/%u/up/#
+pattern read {prefix}agent/%u/down/#
+pattern read {prefix}agent/%u/state
+pattern read {prefix}agent/%u/claim
+pattern read {prefix}hub/#
+"""
+
+_OPTIONS: Final = """\
+allow_anonymous false
+cafile {identity}/authority.pem
+certfile {identity}/broker.pem
+keyfile {identity}/broker.key
+crlfile {folder}/revoked.pem
+acl_file {folder}/acl
+tls_version tlsv1.2
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+"""
+
+
+class Access:
+    """A federation's rules at its broker.
+
+    Parameters
+    ----------
+    authority
+        Vouches for the broker, the hub and the agents.
+    members
+        Says who is one and who was revoked.
+    folder
+        Takes the files.
+    """
+
+    def __init__(self, authority: Authority, members: Members, folder: Path) -> None:
+        self._authority = authority
+        self._members = members
+        self._folder = folder
+        self._topics = Topics(authority.anchor.federation)
+        identity = authority.folder
+        self.tls = Tls(
+            ca=identity / "authority.pem",
+            certificate=identity / "hub.pem",
+            key=identity / "hub.key",
+            name=BROKER_NAME,
+        )
+        """How the hub speaks to the broker."""
+
+    def carrier(self, external: Carrier | None = None) -> Carrier:
+        """Give how the hub speaks to its own broker, or to one of others."""
+        if external is None:
+            return Carrier(tls=self.tls)
+        if external.tls is None:
+            return external
+        return msgspec.structs.replace(external, tls=external.tls.backed_by(self.tls))
+
+    def options(self) -> str:
+        """Give the lines of a listener in mosquitto.conf: 2.0 and 2.1 know them all."""
+        return _OPTIONS.format(identity=self._authority.folder, folder=self._folder)
+
+    def write(self) -> None:
+        """Write both lists as the members are now; two writes must be a second apart.
+
+        OpenSSL goes by the date of a list, in whole seconds, where it has been given two.
+        """
+        make_folder(self._folder)
+        write_atomic(self._folder / "acl", self._acl().encode())
+        revoked = self._authority.revocations(self._members.revoked_serials())
+        write_atomic(self._folder / "revoked.pem", revoked)
+
+    @contextlib.contextmanager
+    def as_agent(self, agent: str, carrier: Carrier) -> Iterator[Carrier]:
+        """Give a carrier like the hub's that has an agent's name, for some minutes."""
+        key = SigningKey.generate()
+        made = self._authority.certify(agent, key.public, days=_VISIT_DAYS)
+        with tempfile.TemporaryDirectory(prefix="ffm-") as temporary:
+            files = Path(temporary) / "certificate.pem", Path(temporary) / "key.pem"
+            write_atomic(files[0], made.credentials.certificate.encode())
+            key.save(files[1])
+            tls = msgspec.structs.replace(
+                carrier.tls or self.tls, certificate=files[0], key=files[1]
+            )
+            yield msgspec.structs.replace(carrier, tls=tls)
+
+    def _acl(self) -> str:
+        # A name that was let in again, with another key, is not among these.
+        shut_out = [f"user {one.agent}\ntopic deny #\n\n" for one in self._members.revoked()]
+        return "".join(shut_out) + _ACL.format(hub=HUB_NAME, prefix=self._topics.prefix)
