@@ -31,6 +31,7 @@ from ffm_common.errors import (
 )
 from ffm_common.files import make_folder, write_atomic
 from ffm_common.tied import tied
+from hub import mosquitto
 from hub.trust.access import Access
 
 Kind: TypeAlias = Literal["auto", "mosquitto", "amqtt", "external"]
@@ -43,26 +44,6 @@ _STOP_S: Final = 3.0
 _PATIENCE_S: Final = 30.0
 _ASK_S: Final = 2.0
 _TRIES: Final = 5
-
-# Every limit is named, since the defaults differ between 2.0 and 2.1.
-_MOSQUITTO: Final = """\
-listener {port} {host}
-{who}
-{user}
-set_tcp_nodelay true
-persistence false
-max_connections -1
-max_packet_size 131072
-max_inflight_messages 20
-max_queued_messages 10000
-max_queued_bytes 67108864
-sys_interval 0
-log_dest stderr
-log_type error
-log_type warning
-log_timestamp_format %Y-%m-%dT%H:%M:%S
-"""
-_ANYBODY: Final = "allow_anonymous true"
 
 
 class Broker:
@@ -151,15 +132,15 @@ class Broker:
         if self._choice == "external":
             self._reach()
             return
-        mosquitto = None if self._choice == "amqtt" else find_mosquitto()
-        if self._choice == "mosquitto" and mosquitto is None:
+        program = None if self._choice == "amqtt" else find_mosquitto()
+        if self._choice == "mosquitto" and program is None:
             raise BrokerUnavailable("mosquitto is not installed")
-        if mosquitto is None and self._access is not None:
+        if program is None and self._access is not None:
             raise BrokerUnavailable(
                 "amqtt, which is for demonstrations, cannot keep members from others",
                 remedy='install mosquitto, or say trust = "open" where only friends are',
             )
-        if mosquitto is None:
+        if program is None:
             if importlib.util.find_spec("amqtt") is None:
                 raise BrokerUnavailable("neither mosquitto nor amqtt is installed")
             _LOG.warning(
@@ -167,12 +148,12 @@ class Broker:
             )
         if self._access is None and not _is_loopback(self._bind):
             _LOG.warning("anybody who reaches %s may connect to the broker", self._bind)
-        self.kind = "amqtt" if mosquitto is None else "mosquitto"
+        self.kind = "amqtt" if program is None else "mosquitto"
         make_folder(self._folder)
         for tries_left in reversed(range(_TRIES)):
             try:
                 self.port = _free_port(self._bind, self._port)
-                self._spawn(mosquitto)
+                self._spawn(program)
             except PortBusy:
                 if self._port or not tries_left:
                     raise
@@ -240,20 +221,20 @@ class Broker:
                 f"{where} takes packets of {limit} bytes, and those of chunks have {PACKET_BYTES}"
             )
 
-    def _spawn(self, mosquitto: str | None) -> None:
-        """Start the child and wait until it answers."""
-        if mosquitto is None:
+    def _spawn(self, program: str | None) -> None:
+        """Start the child, a mosquitto at `program` or else amqtt, and wait until it answers."""
+        if program is None:
             # Its folder is named, as a hub run from a checkout is not on the child's path.
             command = [sys.executable, "-m", "hub.embedded_broker"]
             command += ["--host", self._bind, "--port", str(self.port)]
         else:
             config = self._folder / "mosquitto.conf"
+            who = mosquitto.ANYBODY if self._access is None else self._access.options()
             # Started by root, it would become another user, and may then not even see its folder.
-            user = "user root" if os.geteuid() == 0 else ""
-            who = _ANYBODY if self._access is None else self._access.options()
-            text = _MOSQUITTO.format(port=self.port, host=self._bind, user=user, who=who)
+            who += "user root\n" if os.geteuid() == 0 else ""
+            text = mosquitto.configuration(self._bind, self.port, who)
             write_atomic(config, text.encode())
-            command = [mosquitto, "-c", str(config)]
+            command = [program, "-c", str(config)]
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         with self.log.open("wb") as log:
             self._child = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`ffm hub invite | agents | revoke | backup | restore`: who is a member, from any terminal."""
+"""`ffm hub invite | agents | revoke | access | backup | restore`: members, from any terminal."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def add_commands(actions: Any) -> None:
     revoke.add_argument("agent", metavar="ID")
     revoke.add_argument("--why", default="by hand", metavar="TEXT", help="for `ffm hub agents`")
     _common(revoke, _revoke)
+    access = actions.add_parser("access", help="write what a mosquitto of your own needs")
+    access.add_argument("folder", type=Path, metavar="FOLDER")
+    _common(access, _access)
     backup = actions.add_parser("backup", help="copy what makes this hub this hub; it may run")
     backup.add_argument("folder", type=Path, metavar="FOLDER", help="not there yet, or empty")
     _common(backup, _backup)
@@ -114,6 +117,25 @@ def _revoke(arguments: argparse.Namespace) -> int:
         members.revoke(arguments.agent, _printable(arguments.why))
     sys.stdout.write(
         f"{arguments.agent} is revoked: a running hub cuts it off within two seconds\n"
+    )
+    return 0
+
+
+def _access(arguments: argparse.Namespace) -> int:
+    from federation.connection.address import TLS_PORT
+    from hub.trust.access import Access
+    from hub.trust.authority import Authority
+
+    located = _located(arguments)
+    folder = arguments.folder.resolve()
+    with _members(located) as members:
+        authority = Authority(_identity(located), located.config.federation)
+        Access(authority, members, folder).hand_over(TLS_PORT)
+    sys.stdout.write(
+        f"{folder}: certificates, lists and a mosquitto.conf; mosquitto's user must be able to "
+        "read broker.key, and nobody else\n"
+        "Write them anew after each `ffm hub revoke`, and have mosquitto read them: `systemctl "
+        "reload mosquitto`.\n"
     )
     return 0
 

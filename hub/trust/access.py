@@ -26,6 +26,7 @@ from federation.topics import Topics
 from federation.trust.anchor import BROKER_NAME
 from federation.trust.keys import SigningKey
 from ffm_common.files import make_folder, write_atomic
+from hub import mosquitto
 from hub.trust.authority import HUB_NAME, Authority
 from hub.trust.members import Members
 
@@ -56,6 +57,8 @@ require_certificate true
 use_identity_as_username true
 use_username_as_clientid true
 """
+
+_HANDED_OVER: Final = {"authority.pem": 0o644, "broker.pem": 0o644, "broker.key": 0o600}
 
 
 class Access:
@@ -94,7 +97,7 @@ class Access:
         return msgspec.structs.replace(external, tls=external.tls.backed_by(self.tls))
 
     def options(self) -> str:
-        """Give the lines of a listener in mosquitto.conf: 2.0 and 2.1 know them all."""
+        """Give the lines of mosquitto.conf that say who may connect."""
         return _OPTIONS.format(identity=self._authority.folder, folder=self._folder)
 
     def write(self) -> None:
@@ -106,6 +109,22 @@ class Access:
         write_atomic(self._folder / "acl", self._acl().encode())
         revoked = self._authority.revocations(self._members.revoked_serials())
         write_atomic(self._folder / "revoked.pem", revoked)
+
+    def hand_over(self, port: int) -> None:
+        """Write all that a mosquitto of others needs, certificates and lists and a configuration.
+
+        Raises
+        ------
+        PathUnwritable
+            The folder does not take it.
+        """
+        self.write()
+        identity, folder = self._authority.folder, self._folder
+        for name, mode in _HANDED_OVER.items():
+            write_atomic(folder / name, (identity / name).read_bytes(), mode=mode)
+        who = _OPTIONS.format(identity=folder, folder=folder)
+        text = mosquitto.configuration("0.0.0.0", port, who)  # noqa: S104
+        write_atomic(folder / "mosquitto.conf", text.encode())
 
     @contextlib.contextmanager
     def as_agent(self, agent: str, carrier: Carrier) -> Iterator[Carrier]:

@@ -18,7 +18,7 @@ from hub.broker import Broker
 from hub.trust.access import Access
 from hub.trust.members import Members
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger("ffm.hub")
 
 _LOOK_S: Final = 0.25
 _APART_S: Final = 1.0
@@ -119,9 +119,9 @@ class Warden:
         else:
             self._to_end[agent] = (now + _AGAIN_S, tries)
         if not ended:
-            _LOG.error("cannot end the connection that %s may have: %s", agent, failure)
+            log.error("cannot end the connection that %s may have: %s", agent, failure)
         elif agent in self._shut_out:
-            _LOG.warning("%s was revoked, and is shut out of the broker", agent)
+            log.warning("%s was revoked, and is shut out of the broker", agent)
 
     def _ask(self) -> tuple[int, dict[bytes, str], set[str]]:
         """Give the members' state, the keys that were revoked, and the names that are shut out."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from federation.connection import session as session_module
 from federation.connection.carrier import Carrier, Tls
 from federation.connection.probe import greet, packet_limit
 from federation.connection.session import Received, Session
@@ -21,9 +24,12 @@ from federation.trust.diagnosis import diagnose
 from federation.trust.keys import SigningKey
 from federation.trust.membership import Identity, Membership
 from ffm_common.errors import BrokerCertificate, BrokerUnavailable, FfmError
-from hub.broker import Broker, answers
+from ffm_common.tied import tied
+from hub.broker import Broker, answers, find_mosquitto
 from hub.trust import authority as authority_module
+from hub.trust.access import Access
 from hub.trust.authority import Authority
+from tests.brokers import free_port
 from tests.guarded import (
     FEDERATION,
     HOST,
@@ -33,6 +39,7 @@ from tests.guarded import (
     heard,
     reason,
     tls_of,
+    until,
 )
 
 DIGEST = "ab" * 32
@@ -62,9 +69,9 @@ def attic(guarded: Guarded) -> Session:
 def all_until(session: Session, topic: str, payload: bytes) -> dict[str, bytes]:
     """Give what a session hears until it hears this."""
     found: dict[str, bytes] = {}
-    until = time.monotonic() + 10
+    end = time.monotonic() + 10
     while found.get(topic) != payload:
-        assert time.monotonic() < until, found
+        assert time.monotonic() < end, found
         event = session.next(0.1)
         if isinstance(event, Received):
             found[event.topic] = event.payload
@@ -199,8 +206,7 @@ def _namesake(guarded: Guarded, _: pytest.MonkeyPatch) -> tuple[Tls, Membership]
 def _revoked(guarded: Guarded, _: pytest.MonkeyPatch) -> tuple[Tls, Membership]:
     found = guarded.device("stolen")
     guarded.members.revoke("stolen", "it was stolen")
-    time.sleep(1.1)  # two lists within a second are one to OpenSSL
-    assert guarded.look() == ["stolen"]
+    until(lambda: guarded.look() == ["stolen"], "it is shut out")
     return tls_of(found), found.membership
 
 
@@ -234,6 +240,7 @@ def test_who_is_no_member_is_refused_and_told_why(
     attic: Session,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(session_module, "_BACKOFF_S", 0.05)
     tls, membership = who(guarded, monkeypatch)
     with contextlib.closing(
         Session(
@@ -246,7 +253,7 @@ def test_who_is_no_member_is_refused_and_told_why(
         )
     ) as session:
         assert f" [{code}]" in reason(session)
-        assert session.next(1.5) is None  # it goes on trying, and says no more
+        assert session.next(0.5) is None  # it goes on trying, and says no more
     assert attic.connected
     assert guarded.broker.alive()
 
@@ -349,3 +356,32 @@ def test_a_hub_whose_clock_is_before_its_certificate_says_so_at_once(
     finally:
         monkeypatch.undo()
         guarded.authority.certify_broker()
+
+
+def test_a_mosquitto_of_others_gets_all_that_it_needs_and_lets_in_the_same(
+    guarded: Guarded, kitchen: Identity, tmp_path: Path
+) -> None:
+    folder = tmp_path / "handed over"
+    port = free_port()
+    Access(guarded.authority, guarded.members, folder).hand_over(port)
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+        **dict.fromkeys(("acl", "authority.pem", "broker.pem", "mosquitto.conf"), 0o644),
+        "revoked.pem": 0o644,
+        "broker.key": 0o600,
+    }
+    program, config = find_mosquitto(), folder / "mosquitto.conf"
+    assert program is not None
+    text = config.read_text() + ("user root\n" if os.geteuid() == 0 else "")
+    config.write_text(text.replace(f"listener {port} 0.0.0.0", f"listener {port} {HOST}"))
+    with subprocess.Popen(tied([program, "-c", str(config)]), stderr=subprocess.DEVNULL) as running:
+        hub = Carrier(tls=guarded.access.tls)
+        until(lambda: answers(HOST, port, hub), "it answers")
+        assert answers(HOST, port, Carrier(tls=tls_of(kitchen)))
+        assert not answers(HOST, port)
+        external = Carrier(tls=Tls())  # an url in hub.toml, and nothing else
+        broker = Broker(
+            tmp_path, kind="external", host=HOST, port=port, carrier=external, access=guarded.access
+        )
+        broker.start()
+        assert broker.carrier == hub
+        running.terminate()
