@@ -1,4 +1,4 @@
-"""`ffm hub invite | agents | revoke | backup | restore`, beside a hub whose door is open."""
+"""`ffm hub invite | agents | revoke | access | backup | restore`, beside an open door."""
 
 from __future__ import annotations
 
@@ -196,3 +196,18 @@ def test_a_hub_that_runs_is_not_restored_over(
     assert run(tmp_path, "restore", str(tmp_path / "copy")) == 1
     lock.close()
     assert "[folder-busy]" in capsys.readouterr().err
+
+
+def test_what_a_mosquitto_of_ones_own_needs_is_written_and_names_who_is_shut_out(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    come(told(tmp_path, capsys, "invite")["token"], tmp_path, "kitchen")
+    assert run(tmp_path, "revoke", "kitchen") == 0
+    capsys.readouterr()
+    assert run(tmp_path, "access", str(tmp_path / "out")) == 0
+    assert "systemctl reload mosquitto" in capsys.readouterr().out
+    assert (tmp_path / "out" / "acl").read_text().startswith("user kitchen\ntopic deny #\n")
+    config = (tmp_path / "out" / "mosquitto.conf").read_text()
+    assert config.startswith("listener 8883 0.0.0.0\n")
+    assert f"crlfile {tmp_path}/out/revoked.pem\n" in config
+    assert str(tmp_path / "state") not in config

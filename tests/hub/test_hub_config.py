@@ -109,6 +109,28 @@ def test_a_url_is_of_an_external_broker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "port"),
+    [
+        ('trust = "enrolled"\n', 8883),
+        ('trust = "enrolled"\n[broker]\nport = 9000\n', 9000),
+        ('trust = "enrolled"\n[broker]\nport = 0\n', 0),
+        ('trust = "enrolled"\n[broker]\nkind = "external"\n', 1883),
+        ('trust = "enrolled"\n[broker]\nurl = "mqtts://broker:9000"\n', 9000),
+        ('trust = "open"\n', 1883),
+        ('[broker]\nhost = "192.0.2.1"\n', 8883),
+        ("", 1883),
+    ],
+)
+def test_its_own_broker_for_members_is_where_tls_is_looked_for(
+    tmp_path: Path, lines: str, port: int
+) -> None:
+    head, tail = LEAST.split("[", 1)
+    top, _, table = lines.partition("[")
+    text = f"{head}{top}[{tail}" + (f"[{table}" if table else "")
+    assert load(tmp_path, text).broker.port == port
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         'kind = "mosquitto"\nurl = "mqtt://broker.example"',
