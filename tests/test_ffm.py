@@ -69,7 +69,12 @@ def test_help_loads_nothing_heavy() -> None:
 def test_an_idle_agent_holds_neither_numpy_nor_anything_heavy() -> None:
     loaded = modules_after("import edge_agent.supervisor")
     heavy = {"torch", "transformers", "peft", "numpy", "safetensors", "pyarrow", "onnxruntime"}
-    assert not loaded & heavy
+    assert not loaded & (heavy | {"cryptography"})
+
+
+def test_an_idle_agent_holds_no_web_server() -> None:
+    done = python("import edge_agent.supervisor, sys; print('http.server' in sys.modules)")
+    assert done.stdout == "False\n"
 
 
 def test_an_idle_agent_is_small() -> None:

@@ -1,7 +1,7 @@
 """Speaking to the hub's door: HTTPS, one question per connection, bounded in bytes and seconds.
 
 Written out, as it is little: Python's own client would take megabytes of headers from whoever
-answers, and of a board's memory before that.
+answers, and as much time as he likes.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ import contextlib
 import json
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -267,3 +269,21 @@ def test_what_the_hub_says_is_raised_on_the_board(house: House) -> None:
         asking.ask(door, authority, "/renew", lambda: asked, Credentials)
     with pytest.raises(MessageInvalid, match="there is no /else"):
         asking.ask(door, authority, "/else", lambda: asked, Credentials)
+
+
+WAITING = """\
+import sys
+from pathlib import Path
+from tests.hub.trust.house import House
+
+house = House(Path(sys.argv[1]))
+house.invite()
+house.close()
+print("cryptography" in sys.modules)
+"""
+
+
+def test_a_door_at_which_nobody_comes_costs_no_library(house: House) -> None:
+    command = [sys.executable, "-c", WAITING, str(house.authority.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
