@@ -28,14 +28,17 @@ from ffm_common.errors import (
     ClockWrong,
     ConfigInvalid,
     ConfigMissing,
+    DataMissing,
     DoorUnreachable,
     DoorUntrusted,
     MembershipOther,
+    ModelMissing,
     SenderUnknown,
     TokenRefused,
 )
 from ffm_common.files import make_folder, write_atomic
 from ffm_common.lock import FolderLock
+from profiles import profile as profiles
 
 _FOLDER: Final = next(  # where agent.toml names none
     field.default for field in msgspec.structs.fields(AgentConfig) if field.name == "folder"
@@ -88,8 +91,8 @@ def join(token: str, file: Path, wishes: Wishes) -> Joined:
     ------
     TokenInvalid, TokenRefused
         The invitation is none, or not good (any more).
-    ConfigError, NameInvalid
-        agent.toml cannot be used, or not be written from so little.
+    ConfigError, NameInvalid, DataMissing, ModelMissing, ProfileUnknown
+        agent.toml cannot be used, or not be written from what was given.
     MembershipOther
         It is a member already, but with another id or elsewhere; or agent.toml wants that.
     DoorUnreachable, DoorUntrusted, ClockWrong
@@ -126,6 +129,12 @@ def _plan(file: Path, wishes: Wishes) -> _Plan:
             remedy=f"write it, or give {', '.join(missing)}, and it is written",
         )
     agent = check_name(wishes.id)
+    if wishes.data is None or not wishes.data.exists():
+        raise DataMissing(f"there is no {wishes.data}")
+    if wishes.base is None or not wishes.base.exists():
+        raise ModelMissing(f"there is no {wishes.base}")
+    if wishes.profile is not None:
+        profiles.load(wishes.profile)
     return _Plan(agent=agent, folder=home / _FOLDER, file=file, config=None, wishes=wishes)
 
 
@@ -171,7 +180,10 @@ def _keep(plan: _Plan, said: Welcome, authority: Authority, door: tuple[str, int
 
 
 def _again(identity: Identity, asked: Invitation, plan: _Plan) -> Membership:
-    """Tell whether it is a member where it is asked to be one; and whether it still is."""
+    """Tell whether it is a member where it is asked to be one; and whether it still is.
+
+    An invitation that names another host or port for the same hub says that the hub has moved.
+    """
     found = identity.membership
     if identity.fingerprint() != asked.fingerprint:
         raise MembershipOther(
@@ -186,14 +198,19 @@ def _again(identity: Identity, asked: Invitation, plan: _Plan) -> Membership:
             f"this board is {found.agent} already",
             remedy=f"to start anew, remove {identity.folder} and join again",
         )
+    door = asked.host, asked.port
     try:
-        return renewing.at_door(identity).membership
+        identity = renewing.at_door(identity, door)
     except SenderUnknown as error:
         raise SenderUnknown(
             error.message, remedy=f"remove {identity.folder} and join with a new invitation"
         ) from error
     except (DoorUnreachable, DoorUntrusted, ClockWrong):
         return found  # it need not be there now
+    if door != found.door:
+        with contextlib.closing(FolderLock(plan.folder)):
+            identity = identity.moved(door)
+    return identity.membership
 
 
 def _write_config(plan: _Plan, found: Membership) -> bool:

@@ -32,8 +32,13 @@ _LOOKS: Final = 20
 _LOOK_S: Final = 1.0
 
 
-def at_door(identity: Identity) -> Identity:
+def at_door(identity: Identity, door: tuple[str, int] | None = None) -> Identity:
     """Ask the hub's door for a new certificate, and keep it if it lasts longer than ours.
+
+    Parameters
+    ----------
+    door
+        Host and port; None: where it was when the board joined.
 
     Raises
     ------
@@ -44,16 +49,16 @@ def at_door(identity: Identity) -> Identity:
     IdentityBroken, PathUnwritable
         Our own folder cannot be used.
     """
-    return _take(identity, _ask_door(identity))
+    return _take(identity, _ask_door(identity, door))
 
 
-def _ask_door(identity: Identity) -> Credentials:
+def _ask_door(identity: Identity, door: tuple[str, int] | None = None) -> Credentials:
     from edge_agent.enrolment.asking import Authority, ask
 
     found = identity.membership
     authority = Authority(identity.trusted())
     return ask(
-        found.door,
+        door or found.door,
         authority,
         RENEW,
         lambda: RenewAtDoor.make(found.anchor, found.agent, identity.key),

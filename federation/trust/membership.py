@@ -122,6 +122,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         _write(self.folder, membership)
         return msgspec.structs.replace(self, membership=membership)
 
+    def moved(self, door: tuple[str, int]) -> Identity:
+        """Note where the hub's door is now; a broker that was on its host has moved with it."""
+        old = self.membership
+        host = door[0] if old.host == old.door[0] else old.host
+        membership = msgspec.structs.replace(old, door=door, host=host)
+        _write(self.folder, membership)
+        return msgspec.structs.replace(self, membership=membership)
+
 
 def key_for(folder: Path) -> SigningKey:
     """Give the key in an identity folder, made now if there is none: asking again uses it again.

@@ -14,6 +14,7 @@ from hub.config import Located
 from hub.trust import place
 from hub.trust.door import Door
 from hub.trust.issuing import Issuer
+from hub.trust.members import Members
 from hub.trust.place import Place
 from hub.trust.trusting import Trusting
 
@@ -33,11 +34,9 @@ class Reception:
         self._located = located
         self._topics = Topics(located.config.federation)
         self._authority = trusting.authority
+        self._members: Members | None = None
         self._issuer: Issuer | None = None
         self._door: Door | None = None
-        if trusting.authority is not None and trusting.members is not None:
-            days = located.config.door.certificate_days
-            self._issuer = Issuer(trusting.authority, trusting.members, days=days)
 
     def open(self, broker: Broker) -> None:
         """Open the door, which tells boards of the broker; that runs.
@@ -46,10 +45,16 @@ class Reception:
         ------
         PortBusy, DoorUnreachable
             It cannot be opened where hub.toml says.
-        PathUnwritable
-            The state folder does not take a file.
+        PathUnwritable, LedgerBroken
+            The state folder does not take a file, or the members cannot be read.
         """
-        if self._authority is None or self._issuer is None or not self._located.config.door.enabled:
+        choice = self._located.config.door
+        if self._authority is None:
+            return
+        # Of its own: the hub's loop reads members without waiting for what is written here.
+        self._members = Members(self._authority.members)
+        self._issuer = Issuer(self._authority, self._members, days=choice.certificate_days)
+        if not choice.enabled:
             return
         elsewhere = broker.kind == "external" and not self._located.broker.loopback
         told = BrokerPlace(
@@ -67,6 +72,8 @@ class Reception:
         """Shut the door."""
         if self._door is not None:
             self._door.close()
+        if self._members is not None:
+            self._members.close()
 
     def renew(self, agent: str, asked: Renew, publish: Callable[[str, bytes], object]) -> None:
         """Send a member a certificate: a new one, if its own is old enough.

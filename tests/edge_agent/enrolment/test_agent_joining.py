@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,12 +25,15 @@ from ffm_common.errors import (
     ClockWrong,
     ConfigInvalid,
     ConfigMissing,
+    DataMissing,
     DoorUnreachable,
     DoorUntrusted,
     FfmError,
     FolderBusy,
     MembershipOther,
+    ModelMissing,
     NameInvalid,
+    ProfileUnknown,
     SenderUnknown,
     TokenInvalid,
     TokenRefused,
@@ -107,6 +111,8 @@ def test_a_member_knows_its_broker_and_what_to_show_there(house: House, board: P
 def test_an_agent_toml_that_is_not_there_is_written(house: House, tmp_path: Path) -> None:
     board = tmp_path / "agent.toml"
     (tmp_path / 'my "data"').mkdir()
+    (tmp_path / 'my "data"' / "x.csv").touch()
+    (tmp_path / "base").mkdir()
     wishes = Wishes(
         id="kitchen",
         data=tmp_path / 'my "data"' / "x.csv",
@@ -135,6 +141,28 @@ def test_without_agent_toml_it_is_said_what_it_needs(house: House, tmp_path: Pat
         )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"data": Path("nowhere.csv")}, DataMissing),
+        ({"base": Path("nowhere")}, ModelMissing),
+        ({"profile": "toaster"}, ProfileUnknown),
+    ],
+)
+def test_what_agent_toml_could_not_be_used_with_is_not_written(
+    house: House, tmp_path: Path, wrong: dict[str, Any], kind: type[FfmError]
+) -> None:
+    wishes = Wishes(id="kitchen", data=tmp_path, base=tmp_path)
+    with pytest.raises(kind):
+        join(
+            house.invite().token(),
+            tmp_path / "agent.toml",
+            msgspec.structs.replace(wishes, **wrong),
+        )
+    assert not (tmp_path / "agent.toml").exists()
+    assert not (tmp_path / "state").exists()
+
+
 def test_an_agent_toml_is_never_overwritten(house: House, board: Path) -> None:
     wishes = Wishes(id="cellar", data=board, base=board)
     with pytest.raises(ConfigInvalid, match="id: is 'kitchen', not 'cellar'"):
@@ -152,6 +180,25 @@ def test_a_member_that_joins_again_is_told_so(house: House, board: Path) -> None
     house.door.close()
     assert join(house.invite().token(), board, WISHES).before  # the hub need not be there
     house.open()
+
+
+def test_a_hub_that_has_moved_is_found_by_a_new_invitation(house: House, board: Path) -> None:
+    old = join(house.invite().token(), board, WISHES).membership
+    house.door.close()
+    house.open()
+    assert house.door.port != old.door[1]
+    moved = msgspec.structs.replace(house.invite(), host="localhost").token()
+    lock = FolderLock(board.parent / "state")
+    with pytest.raises(FolderBusy):  # the agent that runs would not know
+        join(moved, board, WISHES)
+    lock.close()
+    joined = join(moved, board, WISHES)
+    assert joined.before
+    identity = identity_of(board)
+    assert identity is not None
+    assert identity.membership == joined.membership
+    assert joined.membership.door == ("localhost", house.door.port)
+    assert (joined.membership.host, joined.membership.port) == ("localhost", old.port)
 
 
 def test_a_member_that_was_revoked_is_told_so(house: House, board: Path) -> None:
