@@ -351,6 +351,7 @@ class Members:
 
 
 def _digest(secret: bytes) -> bytes:
+    """Give what stands for a secret; how long the search for it takes tells nothing of that."""
     return hashlib.sha256(secret).digest()
 
 
