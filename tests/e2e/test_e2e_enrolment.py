@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
-_LIFE_S = 5.0
+_LIFE_S = 4.0
 _SLOW = 4000.0  # bytes a second: what the hub says arrives a third of a second later
 
 
