@@ -37,13 +37,15 @@ class Refusals:
     Attributes
     ----------
     counts
-        Sender -> how many messages; above 1,000 senders the rest are counted as `OTHERS`.
+        (sender, code of the error) -> how many messages. The 1,001st sender, and all after it, are
+        counted as `OTHERS`.
     """
 
     def __init__(self, log: logging.Logger, topics: Topics) -> None:
         self._log = log
         self._topics = topics
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._senders: Counter[str] = Counter()
         self._said: dict[str, float] = {}
         self._lines = 0
         self._since = float("-inf")
@@ -51,16 +53,17 @@ class Refusals:
     def note(self, topic: str, error: WireError) -> None:
         """Count a message under `topic` that was refused for `error`; perhaps say so."""
         sender = STRANGERS if isinstance(error, SenderUnknown) else self._sender(topic)
-        if sender not in self.counts and len(self.counts) >= _MOST_SENDERS:
+        if sender not in self._senders and len(self._senders) >= _MOST_SENDERS:
             sender = OTHERS
-        self.counts[sender] += 1
+        self.counts[sender, error.code] += 1
+        self._senders[sender] += 1
         now = time.monotonic()
         if now >= self._since + _SAY_AGAIN_S:
             self._since, self._lines = now, 0
         if self._lines < _MOST_LINES and now >= self._said.get(sender, -now) + _SAY_AGAIN_S:
             self._lines += 1
             self._said[sender] = now
-            count = self.counts[sender]
+            count = self._senders[sender]
             self._log.warning("refused from %s, %d by now: %s", sender, count, error.line())
 
     def _sender(self, topic: str) -> str:
