@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 
 from ffm_common.errors import FfmError
 from ffm_common.extras import readable
+from ffm_common.version import version
 
 # Each of these modules has add_commands(subparsers) and imports nothing heavy.
 _PACKAGES = ("fleet", "hub", "edge_agent", "learning", "profiles")
@@ -20,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="ffm", description="Federated foundation models on boards people own."
     )
-    top.add_argument("--version", action="version", version=f"ffm {_version()}")
+    top.add_argument("--version", action="version", version=f"ffm {version()}")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for package in _PACKAGES:
@@ -49,13 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
-
-
-def _version() -> str:
-    try:
-        return metadata.version("ffm-edge")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 if __name__ == "__main__":

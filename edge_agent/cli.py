@@ -1,4 +1,4 @@
-"""`ffm agent ...`."""
+"""`ffm agent ...`, and `ffm version`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def add_commands(commands: Any) -> None:
     new.add_argument("--base", type=Path, metavar="FOLDER", help="the base, or exported step")
     new.add_argument("--profile", metavar="NAME", help="what it may spend: `ffm profile list`")
     join.set_defaults(run=_join)
+    version = commands.add_parser(
+        "version", help="tell the version; tell whether bases and adapters are what they should be"
+    )
+    version.add_argument(
+        "--verify", type=Path, nargs="+", default=[], metavar="PATH", help="bases and adapters"
+    )
+    whose = version.add_mutually_exclusive_group()
+    whose.add_argument(
+        "--identity", type=Path, metavar="FOLDER", help="of an agent or hub: whose adapters count"
+    )
+    whose.add_argument("--key", metavar="HEX", help="the public key of that hub")
+    version.add_argument("--json", action="store_true")
+    version.set_defaults(run=_version)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -52,3 +65,31 @@ def _join(arguments: argparse.Namespace) -> int:
         f"ffm agent run --config {arguments.config}\n"
     )
     return 0
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    if not arguments.verify:
+        from ffm_common.version import version
+
+        sys.stdout.write(f"ffm {version()}\n")
+        return 0
+    import msgspec
+
+    from edge_agent import verifying
+
+    hub = None if arguments.key is None else arguments.key.lower()
+    if arguments.identity is not None:
+        hub = verifying.hub_of(arguments.identity)
+    found = verifying.verify(arguments.verify, hub)
+    if arguments.json:
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    else:
+        for one in found:
+            sys.stdout.write(f"{one.kind:<8} {one.path}: {one.why}\n")
+            lines = {"digest": one.digest, "hub": one.signed_by, "base": one.base}
+            if one.version is not None:
+                lines["is"] = f"version {one.version} of {one.federation}"
+            for name, value in lines.items():
+                if value is not None:
+                    sys.stdout.write(f"{'':8} {name:<7}{value}\n")
+    return 0 if all(one.good for one in found) else 1

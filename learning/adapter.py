@@ -35,6 +35,11 @@ def save_tensors(folder: Path, tensors: Tensors, card: Card) -> None:
     write_atomic(folder / _CARD, msgspec.json.format(msgspec.json.encode(card)))
 
 
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder has an adapter's card."""
+    return (folder / _CARD).is_file()
+
+
 def read_card(folder: Path) -> Card:
     """Read ``ffm.json``; AdapterInvalid if the folder is no adapter of ours."""
     try:

@@ -251,6 +251,7 @@ class Town:
         hub = {
             "federation": FEDERATION,
             "trust": "enrolled" if self.setting.enrolled else "open",
+            "door": {"enabled": False},
             "base": os.path.relpath(self.base, home),
             "seed": self.setting.seed,
             "codec_up": CODEC,

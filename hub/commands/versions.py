@@ -103,8 +103,10 @@ def _export(arguments: argparse.Namespace) -> int:
     located = _located(arguments)
     with history.reading(located) as ledger:
         row = history.find(ledger.versions(), arguments.version)
-    export(located, row, arguments.out)
-    sys.stdout.write(f"{arguments.out}: the adapter of version {row.version}, in PEFT's format\n")
+    signed = ", signed" if export(located, row, arguments.out) else ""
+    sys.stdout.write(
+        f"{arguments.out}: the adapter of version {row.version}, in PEFT's format{signed}\n"
+    )
     return 0
 
 

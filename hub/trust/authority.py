@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 HUB_NAME: Final = "_hub"
 """The hub's name at the broker; no agent can have it, as none has an underscore."""
 
+HUB_KEY: Final = "hub.key"
+"""The file with the key that the hub signs with."""
+
 LIFE_DAYS: Final = 365
 _AUTHORITY_DAYS: Final = 30 * 365
 _EARLY: Final = dt.timedelta(days=1)  # clocks of boards and hub differ
@@ -78,7 +81,7 @@ class Authority:
             if self.members.exists():
                 raise IdentityBroken(f"{self._pem} is missing")
             self._make()
-        self.signs = SigningKey.load(folder / "hub.key")
+        self.signs = SigningKey.load(folder / HUB_KEY)
         self.opens = SealingKey.load(folder / "opens.key")
         self.anchor = Anchor(
             federation=federation,
@@ -189,7 +192,7 @@ class Authority:
         )
         write_atomic(self.folder / "authority.key", _private_pem(key), mode=_SECRET)
         signs = SigningKey.generate()
-        signs.save(self.folder / "hub.key")
+        signs.save(self.folder / HUB_KEY)
         SealingKey.generate().save(self.folder / "opens.key")
         self._loaded = (key, certificate)
         self.certify_broker()

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 import ffm
+from federation.trust import bundle
+from ffm_common.task import Task
+from hub.trust.authority import Authority
 from hub.versions.ledger import LeftOut
-from learning.adapter import WEIGHTS, load_tensors
-from tests.hub.home import Home, tensors
+from learning.adapter import WEIGHTS, Card, load_tensors, save_tensors
+from tests.hub.home import BASE, Home, tensors
 
 HUB = """
 federation = "town"
@@ -177,3 +180,22 @@ def test_help_loads_nothing_heavy() -> None:
     code += "sys.exit(any(name in sys.modules for name in ('numpy', 'sqlite3', 'torch')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_hub_with_members_signs_what_it_exports(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hub.toml").write_text(f'trust = "enrolled"\n{HUB}')
+    identity = tmp_path / "state" / "identity"
+    authority = Authority(identity, "town")
+    card = Card(base="base", base_digest=BASE, version=1, task=Task(labels=("a", "b")))
+    save_tensors(home.registry.folder_of(1), tensors(1), card)
+    out = tmp_path / "given away"
+    assert run(home, "export", "1", str(out)) == 0
+    assert "signed" in capsys.readouterr().out
+    found = bundle.check(out)
+    assert found is not None
+    assert (found.federation, found.version, found.base) == ("town", 1, BASE)
+    assert found.hub == authority.anchor.signs
+    assert ffm.main(["version", "--verify", str(out), "--identity", str(identity)]) == 0
+    load_tensors(out)
