@@ -8,6 +8,7 @@ from federation import messages
 from federation.connection.session import Received, Session
 from federation.messages import AgentState, HubState
 from federation.topics import HubRoute, StateRoute, Topics
+from federation.trust.voice import UNSIGNED, Voice
 from ffm_common.errors import MessageInvalid
 
 
@@ -20,9 +21,11 @@ class Observer:
         The broker.
     federation
         Its name.
+    voice
+        `federation.trust.voice.Overheard` for a federation of members.
     """
 
-    def __init__(self, host: str, port: int, federation: str) -> None:
+    def __init__(self, host: str, port: int, federation: str, *, voice: Voice = UNSIGNED) -> None:
         self._topics = Topics(federation)
         self._session = Session(
             host,
@@ -30,6 +33,7 @@ class Observer:
             # There may be many: a broker ends the older of two sessions of one name.
             f"{federation}..observer-{secrets.token_hex(4)}",
             subscriptions=[self._topics.hub_state, self._topics.agent_state_of_all],
+            voice=voice,
         )
         self.hub: HubState | None = None
         self.agents: dict[str, AgentState] = {}

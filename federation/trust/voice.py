@@ -100,10 +100,7 @@ def of_agent(anchor: Anchor, key: SigningKey) -> Signed:
     hub = bytes.fromhex(anchor.signs)
 
     def key_of(route: Route) -> bytes:
-        of_hub = isinstance(route, HubRoute) or (
-            isinstance(route, MessageRoute) and route.direction == "down"
-        )
-        return hub if of_hub else key.public
+        return hub if _of_hub(route) else key.public
 
     return Signed(anchor, key, key_of)
 
@@ -121,3 +118,42 @@ def of_hub(anchor: Anchor, key: SigningKey, member: Callable[[str], bytes]) -> S
         return key.public if isinstance(route, HubRoute) else member(route.agent)
 
     return Signed(anchor, key, key_of)
+
+
+class Overheard:
+    """The voice of one who only listens to a federation of members.
+
+    Signatures are taken off. The hub's are checked where its key is known; agents' never are, as
+    only the hub knows theirs.
+
+    Parameters
+    ----------
+    federation
+        Its name.
+    anchor
+        None: the hub's key is not known.
+    """
+
+    def __init__(self, federation: str, anchor: Anchor | None = None) -> None:
+        self._topics = Topics(federation)
+        self._hub = None if anchor is None else of_agent(anchor, SigningKey.generate())
+
+    def sign(self, _topic: str, payload: bytes) -> bytes:
+        """Give the payload itself, which nobody will believe."""
+        return payload
+
+    def heed(self, topic: str, payload: bytes) -> bytes:
+        """Take the signature off, unless it is a chunk."""
+        route = self._topics.parse(topic)
+        if isinstance(route, ChunkRoute):
+            return payload
+        if self._hub is not None and _of_hub(route):
+            return self._hub.heed(topic, payload)
+        return payload[:-SIGNATURE_BYTES]
+
+
+def _of_hub(route: Route) -> bool:
+    """Tell whether the hub alone speaks under a route."""
+    return isinstance(route, HubRoute) or (
+        isinstance(route, MessageRoute) and route.direction == "down"
+    )

@@ -230,7 +230,8 @@ class Arena:
         """Hold everything to be afterwards as it was, and everybody to be alive."""
         before = self.state()
         yield
-        self.listen(0.2)
+        for at in ("hub", *self.agents):
+            self.attacks(at)  # with nothing: until all has been heard
         after = self.state()
         changed = {
             name: (before[name], after[name]) for name in before if before[name] != after[name]

@@ -27,6 +27,7 @@ from federation.messages import (
     Need,
     Offer,
     Reject,
+    Renew,
     Vote,
     decode,
     encode,
@@ -37,9 +38,10 @@ from federation.transfer.chunks import CHUNK, pack, unpack
 from federation.trust import voice
 from federation.trust.anchor import Anchor
 from federation.trust.keys import SIGNATURE_BYTES, SealingKey, SigningKey
-from federation.trust.voice import Voice
+from federation.trust.voice import Overheard, Voice
 from ffm_common.errors import SignatureInvalid
 from ffm_common.files import sha256_bytes
+from fleet.observer import Observer
 from tests.e2e.hostile import ANN, BOB, CAT, TOPICS, Arena, Said, arena, lost, route_of
 
 FORGED, STALE = "signature-invalid", "message-stale"
@@ -263,6 +265,24 @@ def test_forged_wishes_have_nothing_sent(hostile: Arena) -> None:
     assert not hostile.said(TOPICS.chunk_up(BOB, offer.digest, 0))
 
 
+def test_nobody_else_renews_a_certificate_or_sends_one(hostile: Arena) -> None:
+    folder = hostile.town.home(ANN) / "state" / "identity"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    theirs = hostile.authority.certify(CAT, hostile.cat.key.public).credentials
+    asked = forged(hostile, TOPICS.up(ANN, "renew"), Renew(public="ab" * 32))
+    sent = forged(hostile, TOPICS.down(ANN, "certificate"), theirs, of_hub=True)
+    # The hub's own words, but of before.
+    found = hostile.agents[ANN].it._belonging.identity
+    assert found is not None
+    old = msgspec.structs.replace(theirs, ends=found.membership.ends - 1)
+    topic = TOPICS.down(ANN, "certificate")
+    replayed = topic, hubs_voice(hostile).sign(topic, encode(old))
+    with hostile.unchanged():
+        assert hostile.attacks("hub", *asked) == {(ANN, FORGED): len(asked)}
+        assert hostile.attacks(ANN, *sent, replayed) == {(HUB, FORGED): len(sent)}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("status", ["lost", "left", "failed", "paused"])
 def test_nobody_else_can_say_how_an_agent_or_the_hub_is(hostile: Arena, status: str) -> None:
     state = msgspec.convert({"status": status, "boot": 99}, AgentState)
@@ -347,6 +367,21 @@ def test_whatever_is_altered_or_cut_short_is_refused(hostile: Arena) -> None:
             refused = hostile.attacks(at, *messages)
         assert sum(refused.values()) == len(messages)
         assert {code for _, code in refused} <= {FORGED, "sender-unknown"}
+
+
+def test_who_only_listens_sees_how_everybody_is(hostile: Arena) -> None:
+    listens = Overheard(TOPICS.federation, hostile.authority.anchor)
+    observer = Observer("127.0.0.1", hostile.town._port, TOPICS.federation, voice=listens)
+
+    def seen() -> bool:
+        observer.listen(0.05)
+        return observer.hub is not None and set(observer.agents) >= {ANN, BOB}
+
+    with contextlib.closing(observer):
+        hostile.until(seen, "hub and agents are seen")
+        assert observer.hub is not None
+        assert observer.hub.status == "open"
+        assert observer.agents[BOB].boot == 1
 
 
 def test_a_flood_fills_no_log_and_stops_nobody(

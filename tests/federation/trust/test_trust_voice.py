@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from federation.topics import Topics
 from federation.trust.keys import SigningKey
-from federation.trust.voice import Plain, Signed, of_agent, of_hub
+from federation.trust.voice import Overheard, Plain, Signed, of_agent, of_hub
 from ffm_common.errors import MessageInvalid, SenderUnknown, SignatureInvalid
 from tests.federation.trust.conftest import Keys, new_keys
 
@@ -114,6 +114,25 @@ def test_chunks_travel_as_they_are(keys: Keys) -> None:
 def test_an_unknown_topic_is_refused(keys: Keys) -> None:
     with pytest.raises(MessageInvalid):
         hub_of(keys).heed("ffm/v1/home/else", b"payload")
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_who_only_listens_reads_all_and_checks_the_hub_where_he_knows_it(
+    keys: Keys, *, knows: bool
+) -> None:
+    listens = Overheard("home", keys.anchor if knows else None)
+    for topic in TO_AGENT:
+        assert listens.heed(topic, hub_of(keys).sign(topic, b"payload")) == b"payload"
+        forged = of_agent(keys.anchor, keys.agent).sign(topic, b"payload")
+        if knows:
+            with pytest.raises(SignatureInvalid):
+                listens.heed(topic, forged)
+        else:
+            assert listens.heed(topic, forged) == b"payload"
+    for topic in TO_HUB:
+        said = of_agent(keys.anchor, keys.agent).sign(topic, b"payload")
+        assert listens.heed(topic, said) == b"payload"
+    assert listens.heed(TOPICS.chunk_up("kitchen", DIGEST, 3), b"chunk") == b"chunk"
 
 
 def test_an_open_federation_takes_messages_as_they_are() -> None:
