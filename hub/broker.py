@@ -44,6 +44,7 @@ _STOP_S: Final = 3.0
 _PATIENCE_S: Final = 30.0
 _ASK_S: Final = 2.0
 _TRIES: Final = 5
+_LOG_BYTES: Final = 4 << 20
 
 
 class Broker:
@@ -181,6 +182,8 @@ class Broker:
     def tend(self, now: float, *, in_touch: bool) -> None:
         """Start a child again that has died, or has not let us in for 30 s although it runs.
 
+        Its log is kept small: whoever knocks without a certificate writes a line into it.
+
         Parameters
         ----------
         now
@@ -188,6 +191,8 @@ class Broker:
         in_touch
             Whether there is a connection to it.
         """
+        if self._child is not None and self.log.stat().st_size > _LOG_BYTES:
+            os.truncate(self.log, 0)
         if in_touch or self._choice == "external" or self._in_touch_at is None:
             self._in_touch_at = now
         hangs = now - self._in_touch_at > _PATIENCE_S
@@ -236,7 +241,8 @@ class Broker:
             write_atomic(config, text.encode())
             command = [program, "-c", str(config)]
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        with self.log.open("wb") as log:
+        self.log.write_bytes(b"")
+        with self.log.open("ab") as log:  # or what is cut off would leave a hole
             self._child = subprocess.Popen(
                 tied(command),
                 stdin=subprocess.DEVNULL,

@@ -139,18 +139,18 @@ class Authority:
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.serialization import Encoding
 
-        now = dt.datetime.now(dt.UTC)
+        begins, ends = _validity(_AUTHORITY_DAYS)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._authority().subject)
-            .last_update(now - _EARLY)
-            .next_update(now + dt.timedelta(days=_AUTHORITY_DAYS))
+            .last_update(begins)
+            .next_update(ends)
         )
         for serial in serials:
             builder = builder.add_revoked_certificate(
                 x509.RevokedCertificateBuilder()
                 .serial_number(serial)
-                .revocation_date(now - _EARLY)
+                .revocation_date(begins)
                 .build()
             )
         return builder.sign(self._key(), hashes.SHA256()).public_bytes(Encoding.PEM)

@@ -25,6 +25,7 @@ from federation.trust.keys import SigningKey
 from federation.trust.membership import Identity, Membership
 from ffm_common.errors import BrokerCertificate, BrokerUnavailable, FfmError
 from ffm_common.tied import tied
+from hub import broker as broker_module
 from hub.broker import Broker, answers, find_mosquitto
 from hub.trust import authority as authority_module
 from hub.trust.access import Access
@@ -385,3 +386,17 @@ def test_a_mosquitto_of_others_gets_all_that_it_needs_and_lets_in_the_same(
         broker.start()
         assert broker.carrier == hub
         running.terminate()
+
+
+def test_whoever_knocks_without_end_does_not_fill_the_disk(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "_LOG_BYTES", 1000)
+    nothing = Carrier(tls=Tls(ca=guarded.access.tls.ca, name=guarded.access.tls.name))
+    sizes = []
+    for _ in range(30):
+        assert not answers(HOST, guarded.broker.port, nothing)
+        sizes.append(guarded.broker.log.stat().st_size)
+        guarded.broker.tend(time.monotonic(), in_touch=True)
+    assert 500 < max(sizes[1:]) < 2000
+    assert min(sizes[10:]) < 500

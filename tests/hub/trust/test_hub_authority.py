@@ -93,7 +93,7 @@ def test_who_has_the_broker_s_certificate_is_not_taken_for_the_door(authority: A
 
 
 def test_a_hub_whose_clock_stands_in_1970_makes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Clock(dt.datetime):
         @classmethod
@@ -102,7 +102,9 @@ def test_a_hub_whose_clock_stands_in_1970_makes_nothing(
 
     monkeypatch.setattr(dt, "datetime", Clock)
     with pytest.raises(ClockWrong, match="1970-01-01"):
-        Authority(tmp_path / "identity", "home")
+        Authority(tmp_path / "another", "home")
+    with pytest.raises(ClockWrong, match="1970-01-01"):
+        authority.revocations([])  # a list that has run out shuts everybody out
 
 
 def test_a_revoked_certificate_is_on_the_list(authority: Authority) -> None:
