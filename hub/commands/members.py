@@ -132,8 +132,8 @@ def _access(arguments: argparse.Namespace) -> int:
         authority = Authority(_identity(located), located.config.federation)
         Access(authority, members, folder).hand_over(TLS_PORT)
     sys.stdout.write(
-        f"{folder}: certificates, lists and a mosquitto.conf; mosquitto's user must be able to "
-        "read broker.key, and nobody else\n"
+        f"{folder}: certificates, lists and a mosquitto.conf; make them mosquitto's own: `chown "
+        f"mosquitto {folder}/*`\n"
         "Write them anew after each `ffm hub revoke`, and have mosquitto read them: `systemctl "
         "reload mosquitto`.\n"
     )

@@ -58,7 +58,8 @@ use_identity_as_username true
 use_username_as_clientid true
 """
 
-_HANDED_OVER: Final = {"authority.pem": 0o644, "broker.pem": 0o644, "broker.key": 0o600}
+_PUBLIC, _PRIVATE = 0o644, 0o600
+_HANDED_OVER: Final = {"authority.pem": _PUBLIC, "broker.pem": _PUBLIC, "broker.key": _PRIVATE}
 
 
 class Access:
@@ -106,7 +107,8 @@ class Access:
         OpenSSL goes by the date of a list, in whole seconds, where it has been given two.
         """
         make_folder(self._folder)
-        write_atomic(self._folder / "acl", self._acl().encode())
+        # Newer mosquittos warn of one that others may read.
+        write_atomic(self._folder / "acl", self._acl().encode(), mode=_PRIVATE)
         revoked = self._authority.revocations(self._members.revoked_serials())
         write_atomic(self._folder / "revoked.pem", revoked)
 

@@ -366,15 +366,17 @@ def test_a_mosquitto_of_others_gets_all_that_it_needs_and_lets_in_the_same(
     port = free_port()
     Access(guarded.authority, guarded.members, folder).hand_over(port)
     assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
-        **dict.fromkeys(("acl", "authority.pem", "broker.pem", "mosquitto.conf"), 0o644),
-        "revoked.pem": 0o644,
-        "broker.key": 0o600,
+        **dict.fromkeys(("authority.pem", "broker.pem", "revoked.pem", "mosquitto.conf"), 0o644),
+        **dict.fromkeys(("acl", "broker.key"), 0o600),
     }
     program, config = find_mosquitto(), folder / "mosquitto.conf"
     assert program is not None
     text = config.read_text() + ("user root\n" if os.geteuid() == 0 else "")
     config.write_text(text.replace(f"listener {port} 0.0.0.0", f"listener {port} {HOST}"))
-    with subprocess.Popen(tied([program, "-c", str(config)]), stderr=subprocess.DEVNULL) as running:
+    with contextlib.ExitStack() as stack:
+        running = subprocess.Popen(tied([program, "-c", str(config)]), stderr=subprocess.DEVNULL)
+        stack.callback(running.wait)
+        stack.callback(running.terminate)
         hub = Carrier(tls=guarded.access.tls)
         until(lambda: answers(HOST, port, hub), "it answers")
         assert answers(HOST, port, Carrier(tls=tls_of(kitchen)))
@@ -385,7 +387,6 @@ def test_a_mosquitto_of_others_gets_all_that_it_needs_and_lets_in_the_same(
         )
         broker.start()
         assert broker.carrier == hub
-        running.terminate()
 
 
 def test_whoever_knocks_without_end_does_not_fill_the_disk(
