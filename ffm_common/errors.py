@@ -396,7 +396,7 @@ class CertificateRevoked(TrustError):
     """The hub has shut this device out."""
 
     code = "certificate-revoked"
-    remedy = "ask at the hub; let in again, it removes its identity folder and joins anew"
+    remedy = "ask at the hub; to be let in again, remove its identity folder and join anew"
 
 
 class ClockWrong(TrustError):

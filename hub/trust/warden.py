@@ -42,13 +42,7 @@ class Warden:
         Of the federation.
     """
 
-    def __init__(
-        self,
-        members: Members,
-        access: Access,
-        broker: Broker,
-        topics: Topics,
-    ) -> None:
+    def __init__(self, members: Members, access: Access, broker: Broker, topics: Topics) -> None:
         self._members = members
         self._access = access
         self._broker = broker
@@ -106,22 +100,36 @@ class Warden:
 
     def _end(self, agent: str, clear: Callable[[str], bool], now: float, tries: int) -> None:
         """End the connection of an agent, and have the broker forget what it left there."""
-        where, failure = self._broker, "the broker does not answer"
-        try:
-            with self._access.as_agent(agent, where.carrier) as carrier:
-                ended = greet(where.host, where.port, carrier, _ANSWER_S)
-        except (OSError, FfmError) as error:
-            ended, failure = False, str(error)
-        for topic in self._topics.agent_state(agent), self._topics.claim(agent):
-            ended = clear(topic) and ended
-        if ended or tries == _TRIES:
+        failure = self._expel(agent)
+        topics = (self._topics.agent_state(agent), self._topics.claim(agent))
+        cleared = [clear(topic) for topic in topics]
+        if failure is None and all(cleared):
+            del self._to_end[agent]
+            if agent in self._shut_out:
+                log.warning("%s was revoked, and is shut out", agent)
+            return
+        if tries == _TRIES:
             del self._to_end[agent]
         else:
             self._to_end[agent] = (now + _AGAIN_S, tries)
-        if not ended:
-            log.error("cannot end the connection that %s may have: %s", agent, failure)
-        elif agent in self._shut_out:
-            log.warning("%s was revoked, and is shut out of the broker", agent)
+        log.error(
+            "cannot end the connection that %s may have: %s",
+            agent,
+            failure or "there is none of ours",
+        )
+
+    def _expel(self, agent: str) -> str | None:
+        """Take over the session of an agent, and leave; give why that did not work."""
+        broker = self._broker
+        if broker.carrier.tls is None:
+            return None  # in plain TCP a broker knows nobody's name, and we believe none of them
+        try:
+            with self._access.as_agent(agent, broker.carrier) as carrier:
+                if greet(broker.host, broker.port, carrier, _ANSWER_S):
+                    return None
+        except (OSError, FfmError) as error:
+            return str(error)
+        return "the broker does not answer"
 
     def _ask(self) -> tuple[int, dict[bytes, str], set[str]]:
         """Give the members' state, the keys that were revoked, and the names that are shut out."""

@@ -221,6 +221,23 @@ def test_a_broker_that_cannot_be_reached_is_tried_some_times_and_told_of(
     assert caplog.text.count("cannot end the connection that kitchen may have") == 3
 
 
+def test_at_a_plain_broker_of_others_who_was_revoked_is_forgotten(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    guarded.device("kitchen")
+    guarded.members.revoke("kitchen", "it was stolen")
+    cleared: list[str] = []
+
+    def clear(topic: str) -> bool:
+        cleared.append(topic)
+        return True
+
+    warden = Warden(guarded.members, guarded.access, Broker(tmp_path, kind="external"), TOPICS)
+    assert warden.look(0.0, clear, in_touch=True) == ["kitchen"]
+    assert warden.look(100.0, clear, in_touch=True) == []
+    assert cleared == [TOPICS.agent_state("kitchen"), TOPICS.claim("kitchen")]
+
+
 def test_who_joins_costs_the_broker_nothing(guarded: Guarded) -> None:
     listed = (guarded.folder / "broker" / "revoked.pem").read_bytes()
     guarded.device("kitchen")
