@@ -146,7 +146,7 @@ def test_a_member_that_listens_to_everything_hears_the_hub_and_nobody_else(
 ) -> None:
     with gateway.attack("#") as mallory:
         heard = set()
-        until = time.monotonic() + 1.0
+        until = time.monotonic() + 0.5
         while time.monotonic() < until:
             event = mallory.next(0.1)
             if isinstance(event, Received):
@@ -177,7 +177,7 @@ def test_a_revoked_board_is_cut_off_within_two_seconds_knows_it_and_stays_out(
     assert time.time() - revoked < 2.0
     gateway.town.until(lambda: "[certificate-revoked]" in kitchen.said(), "it knows", 10)
     connects = kitchen.said().count("connected to the broker")
-    time.sleep(1.5)
+    time.sleep(1.0)
     assert kitchen.said().count("connected to the broker") == connects
     assert kitchen.said().count("[certificate-revoked]") == 1
     assert "kitchen was revoked, and is shut out" in gateway.hub.said()

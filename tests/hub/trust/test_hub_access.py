@@ -254,7 +254,7 @@ def test_who_is_no_member_is_refused_and_told_why(
         )
     ) as session:
         assert f" [{code}]" in reason(session)
-        assert session.next(0.5) is None  # it goes on trying, and says no more
+        assert session.next(0.3) is None  # it goes on trying, and says no more
     assert attic.connected
     assert guarded.broker.alive()
 

@@ -133,34 +133,38 @@ def _answer(guarded: Guarded, context: ssl.SSLContext, session: ssl.SSLSession |
         return b""
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_neither_a_connection_kept_in_reserve_nor_a_resumed_one_is_of_any_use(
-    version: ssl.TLSVersion, guarded: Guarded
+def test_neither_a_resumed_connection_nor_one_kept_in_reserve_is_of_any_use(
+    guarded: Guarded,
 ) -> None:
-    kitchen = Member(guarded, "kitchen")
-    context = _context(kitchen.identity, version)
-    with _dialled(guarded, context) as stream:
-        stream.sendall(HELLO)
-        assert stream.recv(4) == WELCOME
-        ticket = stream.session
-    assert _answer(guarded, context, ticket) == WELCOME
-    with _dialled(guarded, context) as reserve:  # its certificate is looked at now, and was good
-        guarded.members.revoke("kitchen", "it was stolen")
-        until(lambda: guarded.look() == ["kitchen"], "it is shut out")
-        assert _answer(guarded, context, ticket) == b""
+    contexts, tickets = {}, {}
+    for name, version in ("one", ssl.TLSVersion.TLSv1_2), ("two", ssl.TLSVersion.TLSv1_3):
+        contexts[name] = _context(guarded.device(name), version)
+        with _dialled(guarded, contexts[name]) as stream:
+            stream.sendall(HELLO)
+            assert stream.recv(4) == WELCOME
+            tickets[name] = stream.session
+        assert _answer(guarded, contexts[name], tickets[name]) == WELCOME
+    kitchen = guarded.device("kitchen")
+    state = TOPICS.agent_state("kitchen").encode()
+    with _dialled(guarded, _context(kitchen, ssl.TLSVersion.TLSv1_3)) as reserve:
+        # Its certificate has been looked at, and was good.
+        for name in "kitchen", "one", "two":
+            guarded.members.revoke(name, "it was stolen")
+        until(lambda: guarded.look() == ["kitchen", "one", "two"], "they are shut out")
+        for name, context in contexts.items():
+            assert _answer(guarded, context, tickets[name]) == b""
         reserve.sendall(HELLO)
         assert reserve.recv(4) == WELCOME
         # SUBSCRIBE to #, and PUBLISH to its own state.
         reserve.sendall(b"\x82\x06\x00\x01\x00\x01#\x00")
         assert reserve.recv(5) == b"\x90\x03\x00\x01\x00"
-        topic = kitchen.state.encode()
-        reserve.sendall(bytes([0x30, len(topic) + 6, 0, len(topic)]) + topic + b"back")
+        reserve.sendall(bytes([0x30, len(state) + 6, 0, len(state)]) + state + b"back")
         guarded.hub.publish(TOPICS.manifest, b"for members", retain=True)
         assert heard(guarded.hub, TOPICS.manifest) == b"for members"
         reserve.settimeout(0.3)
         with pytest.raises(TimeoutError):
             reserve.recv(1)
-    assert kitchen.state not in retained(guarded)
+    assert state.decode() not in retained(guarded)
 
 
 def test_a_name_that_is_let_in_again_with_another_key_is_whole_again(guarded: Guarded) -> None:
