@@ -33,9 +33,11 @@ class BrokerAddress(Config, frozen=True, kw_only=True):
         In place of these: ``mqtt://``, ``mqtts://`` (TLS), ``ws://`` or ``wss://`` (WebSocket, path
         ``/mqtt`` if none is given), a host and, if it is not the usual one, a port.
     ca
-        File of the certificates that vouch for the broker; those of this machine if not given.
+        File of the certificates that vouch for the broker; if not given, a member trusts its hub's
+        authority, and others whom this machine trusts.
     certificate, key
-        Files of our own certificate and its key, for a broker that asks for one.
+        Files of our own certificate and its key, for a broker that asks for one; if not given, a
+        member shows its own.
     """
 
     host: str = "127.0.0.1"
