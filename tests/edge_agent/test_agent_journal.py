@@ -44,3 +44,20 @@ def test_what_cannot_be_written_is_not_believed(tmp_path: Path) -> None:
     with pytest.raises(PathUnwritable, match="journal"):
         journal.boot()
     assert journal.entry.boot == 0
+
+
+def test_the_newest_manifest_is_remembered_for_the_hub_that_has_signed_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.json"
+    journal = Journal(path)
+    assert journal.issued("hub") == 0
+    journal.set_issued("hub", 17)
+    journal.boot()
+    again = Journal(path)
+    assert again.issued("hub") == 17
+    assert again.issued("another hub") == 0  # which has a clock of its own
+
+
+def test_a_journal_of_before_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.json"
+    path.write_bytes(b'{"boot": 3, "since": 5, "trained": "abc"}')
+    assert Journal(path).entry == Entry(boot=3, since=5, trained="abc")
