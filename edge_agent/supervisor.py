@@ -7,6 +7,7 @@ acted on, so a kill at any moment costs at most the steps since the worker's las
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
@@ -291,7 +292,8 @@ class Supervisor:
         if self._manifest == manifest:
             return
         if self._belonging.enrolled:
-            self._journal.set_issued(self._belonging.hub, self._issued)
+            with contextlib.suppress(StorageError):  # a full disk: it is known until the next start
+                self._journal.set_issued(self._belonging.hub, self._issued)
         self._manifest = manifest
         begun = self._training.begun
         if self._training.running and begun is not None:

@@ -60,7 +60,8 @@ class Refusals:
         now = time.monotonic()
         if now >= self._since + _SAY_AGAIN_S:
             self._since, self._lines = now, 0
-        if self._lines < _MOST_LINES and now >= self._said.get(sender, -now) + _SAY_AGAIN_S:
+        said = self._said.get(sender, float("-inf"))
+        if self._lines < _MOST_LINES and now >= said + _SAY_AGAIN_S:
             self._lines += 1
             self._said[sender] = now
             count = self._senders[sender]

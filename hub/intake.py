@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from federation.messages import Done, Offer, Receipt, Reject
 from federation.transfer.blobs import BlobStore
-from federation.trust.sealing import ADDED_BYTES, Terms
+from federation.trust.sealing import Terms
 from ffm_common import tensors as shape
 from ffm_common.errors import (
     AdapterInvalid,
@@ -43,7 +43,7 @@ log = logging.getLogger("ffm.hub")
 Unseal: TypeAlias = Callable[[bytes, Terms], bytes]
 """Gives the container of an update that came on these terms; raises what makes it refused."""
 
-_CONTAINER_SLACK = (1 << 18) + ADDED_BYTES
+_CONTAINER_SLACK = 1 << 18
 _SYNCHRONOUS = Versions()
 # What uploads leave free on the disk, for the ledger and for the next version.
 _RESERVE_BYTES = 16 << 20

@@ -169,6 +169,12 @@ class Session:
         """Wait up to `timeout` seconds for the next event; None when there was none.
 
         A flood of messages that are not believed holds the owner up for no longer than that.
+
+        Raises
+        ------
+        FfmError
+            No `WireError`: the voice cannot tell whom to believe, as a disk has failed. One message
+            is lost.
         """
         until = None if timeout is None else time.monotonic() + timeout
         while True:
