@@ -1,0 +1,1 @@
+"""What keeps the supply of the project in order: `make lock`, `make audit`, `make secrets`."""
