@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TESTS  := $(VENV)/.ready-tests
+SUPPLY := $(VENV)/.ready-supply
 ARGS   ?=
 
 # Idle OpenMP threads that spin cost 3x when anything else runs (docs/dependencies.md).
@@ -11,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-long check format clean
+.PHONY: setup demo test test-long check format lock audit secrets clean
 setup: $(TESTS)
 
 $(READY): pyproject.toml constraints.txt
@@ -44,6 +45,24 @@ check: $(TESTS)
 format: $(TESTS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(SUPPLY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,supply]'
+	@touch $(SUPPLY)
+
+# What the images install, with hashes (docs/supply.md). Asks the registry.
+lock: $(SUPPLY)
+	$(BIN)/python -m scripts.lock
+
+# Known vulnerabilities. Asks the registry; status 75 where that has no answer.
+audit: $(SUPPLY)
+	$(BIN)/python -m scripts.audit $(ARGS)
+
+# Keys and passwords in what is committed; 3 says only that lines in the baseline have moved.
+secrets: $(SUPPLY)
+	@cp .secrets.baseline $(VENV)/secrets.baseline
+	$(BIN)/detect-secrets-hook --no-verify --baseline $(VENV)/secrets.baseline \
+	  $$(git ls-files ':!.secrets.baseline') || [ $$? = 3 ]
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
