@@ -26,8 +26,6 @@ from tests.guarded import HOST, connected, keep, tls_of
 if TYPE_CHECKING:
     from tests.e2e.conftest import NewTown, Started, Town
 
-WAITS_S = 6
-
 
 class Gateway:
     """A hub that runs, and some boards: one that joins by command, and others that have joined."""
@@ -81,22 +79,7 @@ def gateway(new_town: NewTown) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="module")
-def early(gateway: Gateway) -> tuple[Started, float]:
-    """Start an agent whose certificate is good in some seconds, as after a boot without time."""
-    validity = authority_module._validity
-
-    def later(days: float) -> tuple[dt.datetime, dt.datetime]:
-        _, ends = validity(days)
-        return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=WAITS_S), ends
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(authority_module, "_validity", later)
-        gateway.enrol("early")
-    return gateway.town.start_agent("early"), time.monotonic()
-
-
-@pytest.fixture(scope="module")
-def kitchen(gateway: Gateway, early: object) -> Started:
+def kitchen(gateway: Gateway) -> Started:
     """Start an agent that joins as a person lets it."""
     gateway.town.write_agent("kitchen", broker=None)
     invitation = gateway.ffm("hub", "invite", "--config", "hub/hub.toml", "--json", log="invite")
@@ -156,16 +139,27 @@ def test_a_member_that_listens_to_everything_hears_the_hub_and_nobody_else(
     assert heard <= {gateway.topics.hub_state, gateway.topics.manifest} | own
 
 
-def test_a_board_whose_clock_is_behind_says_so_once_and_works_when_it_is_right(
-    gateway: Gateway, early: tuple[Started, float]
+def test_a_board_whose_clock_is_behind_says_so_once_and_works_when_clock_and_dates_agree(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent, started = early
-    gateway.town.until(lambda: "connected to the broker" in agent.said(), "its time comes", 30)
-    assert time.monotonic() - started > WAITS_S - 1
-    said = agent.said()
-    assert said.count("[clock-wrong]") == 1
-    assert "the clock of this device says" in said
+    validity = authority_module._validity
+    day = dt.timedelta(days=1)
+    monkeypatch.setattr(
+        authority_module, "_validity", lambda days: tuple(at + 2 * day for at in validity(days))
+    )
+    identity = gateway.enrol("early")
+    agent = gateway.town.start_agent("early")
+    gateway.town.until(lambda: "[clock-wrong]" in agent.said(), "it says so", 30)
+    assert "the clock of this device says" in agent.said()
+    assert "agent early" not in gateway.hub.said()
+    monkeypatch.undo()
+    made = gateway.authority.certify("early", identity.key.public)
+    gateway.members.enrol("early", identity.key.public, made)
+    identity.renew(made.credentials)
+    gateway.town.until(lambda: "connected to the broker" in agent.said(), "it is let in", 30)
     gateway.town.until(lambda: "agent early is there" in gateway.hub.said(), "it is there", 10)
+    assert agent.said().count("[clock-wrong]") == 1
+    assert agent.running()
 
 
 def test_a_revoked_board_is_cut_off_within_two_seconds_knows_it_and_stays_out(
@@ -184,12 +178,10 @@ def test_a_revoked_board_is_cut_off_within_two_seconds_knows_it_and_stays_out(
     assert kitchen.running()
 
 
-def test_hub_and_other_boards_live_on(gateway: Gateway, early: tuple[Started, float]) -> None:
-    agent, _ = early
+def test_after_all_that_hub_and_boards_live_on(gateway: Gateway, kitchen: Started) -> None:
     assert gateway.hub.running()
-    assert agent.running()
+    assert kitchen.running()
     with gateway.attack(gateway.topics.hub_state) as member:
-        state = member.next(5)
-        assert isinstance(state, Received)
-    assert "Traceback" not in gateway.hub.said() + agent.said()
+        assert isinstance(member.next(5), Received)
+    assert "Traceback" not in gateway.hub.said() + kitchen.said()
     assert gateway.town.updates(0) == {}
