@@ -16,9 +16,18 @@ def add_commands(commands: Any) -> None:
     run = actions.add_parser("run", help="run the agent until it is stopped")
     run.add_argument("--config", type=Path, required=True, metavar="agent.toml")
     run.set_defaults(run=_run)
+    health = actions.add_parser("health", help="whether this board's agent runs and moves")
+    health.add_argument("--config", type=Path, required=True, metavar="agent.toml")
+    health.add_argument("--json", action="store_true")
+    health.set_defaults(run=_health)
     join = actions.add_parser("join", help="become a member, with an invitation of the hub's")
     join.add_argument("token", help="what `ffm hub invite` has printed")
     join.add_argument("--config", type=Path, required=True, metavar="agent.toml")
+    join.add_argument(
+        "--wait",
+        action="store_true",
+        help="go on trying until the hub is reached",
+    )
     new = join.add_argument_group("where agent.toml is not there yet, it is written from")
     new.add_argument("--id", metavar="ID", help="what this board is to be called")
     new.add_argument("--data", type=Path, metavar="FILE", help="its private data")
@@ -48,13 +57,28 @@ def _run(arguments: argparse.Namespace) -> int:
     return serve(lambda: Supervisor(config.load(arguments.config)))
 
 
+def _health(arguments: argparse.Namespace) -> int:
+    from edge_agent.config import AgentConfig
+    from ffm_common import config, health
+
+    folder = config.load(arguments.config, AgentConfig).folder
+    life = health.check(arguments.config.resolve().parent / folder)
+    sys.stdout.write(health.told(life, json=arguments.json))
+    return 0
+
+
 def _join(arguments: argparse.Namespace) -> int:
-    from edge_agent.enrolment.joining import Wishes, join
+    from edge_agent.enrolment.joining import Joined, Wishes, join
+    from edge_agent.enrolment.waiting import patiently
 
     wishes = Wishes(
         id=arguments.id, data=arguments.data, base=arguments.base, profile=arguments.profile
     )
-    found = join(arguments.token, arguments.config, wishes)
+
+    def attempt() -> Joined:
+        return join(arguments.token, arguments.config, wishes)
+
+    found = patiently(attempt, _say) if arguments.wait else attempt()
     member = found.membership
     ends = time.strftime("%Y-%m-%d", time.gmtime(member.ends))
     sys.stdout.write(
@@ -93,3 +117,8 @@ def _version(arguments: argparse.Namespace) -> int:
                 if value is not None:
                     sys.stdout.write(f"{'':8} {name:<7}{value}\n")
     return 0 if all(one.good for one in found) else 1
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"ffm: {line}\n")
+    sys.stderr.flush()

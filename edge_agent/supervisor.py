@@ -57,6 +57,7 @@ from ffm_common.errors import (
     WireError,
 )
 from ffm_common.files import make_folder
+from ffm_common.health import Health
 from ffm_common.lock import FolderLock
 from ffm_common.restarts import Budget
 from learning import engines
@@ -100,6 +101,7 @@ class Supervisor:
         folder = make_folder(located.folder)
         self._belonging = Belonging(located)
         self._lock = FolderLock(folder)
+        self._health = Health(folder)
         self._journal = Journal(folder / "journal.json")
         self._boot = self._journal.boot()
         self._store = BlobStore(folder / "blobs")
@@ -191,7 +193,12 @@ class Supervisor:
                 self._tend_training(now)
                 self._begin_training(now)
                 self._announcer.tell(now)
+                state = self._announcer.state
+                self._health.beat(
+                    status=state.status, detail=state.detail, connected=self._session.connected
+                )
         finally:
+            self._health.close()
             self._training.close()
             if not self._identity.lost:  # or it would be said of who has the id
                 self._announcer.take_leave()

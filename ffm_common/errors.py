@@ -44,6 +44,7 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     ├── TrustError
     │   ├── TokenInvalid             token-invalid
     │   ├── TokenRefused             token-refused
+    │   ├── TokenExpired             token-expired
     │   ├── DoorUnreachable          door-unreachable
     │   ├── DoorUntrusted            door-untrusted
     │   ├── MembershipOther          membership-other
@@ -62,10 +63,17 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   └── PortBusy                 port-busy
     ├── StorageError
     │   ├── PathUnwritable           path-unwritable
+    │   ├── PathTaken                path-taken
+    │   ├── DiskFull                 disk-full
     │   ├── FolderBusy               folder-busy
     │   ├── VersionLost              version-lost
     │   ├── VersionUnknown           version-unknown
     │   └── LedgerBroken             ledger-broken
+    ├── BoardError
+    │   ├── BoardOther               board-other
+    │   ├── BootPartitionMissing     boot-partition
+    │   └── WheelMissing             wheel-missing
+    ├── NotHealthy                   not-healthy
     ├── ExtraMissing                 extra-missing
     └── FleetError
         └── FleetStalled             fleet-stalled
@@ -353,6 +361,13 @@ class TokenRefused(TrustError):
     remedy = "ask for a new one: `ffm hub invite` at the hub"
 
 
+class TokenExpired(TrustError):
+    """The invitation runs out before the board can be expected to have used it."""
+
+    code = "token-expired"
+    remedy = "make one that lasts longer: `ffm hub invite --hours 72` at the hub"
+
+
 class DoorUnreachable(TrustError):
     """The hub's door does not answer, or cannot be opened."""
 
@@ -479,6 +494,22 @@ class PathUnwritable(StorageError):
     exit_status = 2
 
 
+class PathTaken(StorageError):
+    """A file is there already, and nobody has said that it may be replaced."""
+
+    code = "path-taken"
+    remedy = "look at it; `--yes` replaces it"
+    exit_status = 2
+
+
+class DiskFull(StorageError):
+    """There is too little room for what is to be written; nothing was."""
+
+    code = "disk-full"
+    remedy = "make room there, or write less"
+    exit_status = 2
+
+
 class FolderBusy(StorageError):
     """Another process works in the same folder."""
 
@@ -506,6 +537,43 @@ class LedgerBroken(StorageError):
 
     code = "ledger-broken"
     remedy = "restore the state folder from a backup, or move it away to start anew"
+
+
+class BoardError(FfmError):
+    """A board, or its card, cannot be prepared; nothing was written."""
+
+    exit_status = 2
+
+
+class BoardOther(BoardError):
+    """A board or system of this kind is not prepared in this way."""
+
+    code = "board-other"
+    remedy = "install its own system first, then run `ffm install` on it"
+
+
+class BootPartitionMissing(BoardError):
+    """The folder is not the boot partition of a system that this can prepare."""
+
+    code = "boot-partition"
+    remedy = (
+        "write Raspberry Pi OS (October 2025 or newer) or Ubuntu for Raspberry Pi on the card, "
+        "and give the folder where its first partition is mounted"
+    )
+
+
+class WheelMissing(BoardError):
+    """The folder holds no wheel of this project, or more than one."""
+
+    code = "wheel-missing"
+    remedy = "make it with `make bundle`, and give that folder"
+
+
+class NotHealthy(FfmError):
+    """The agent or hub asked about does not run, or no longer moves."""
+
+    code = "not-healthy"
+    remedy = "look into its log: `journalctl -u ffm-agent` or `-u ffm-hub`, or the container's"
 
 
 class ExtraMissing(FfmError):

@@ -18,6 +18,10 @@ def add_commands(commands: Any) -> None:
     run = actions.add_parser("run", help="run the hub until it is stopped")
     run.add_argument("--config", type=Path, required=True, metavar="hub.toml")
     run.set_defaults(run=_run)
+    health = actions.add_parser("health", help="whether this machine's hub runs and serves")
+    health.add_argument("--config", type=Path, required=True, metavar="hub.toml")
+    health.add_argument("--json", action="store_true")
+    health.set_defaults(run=_health)
     step = actions.add_parser(
         "export-step", help="write the training step as ONNX, for boards without torch"
     )
@@ -34,6 +38,19 @@ def _run(arguments: argparse.Namespace) -> int:
     from hub.service import Hub
 
     return serve(lambda: Hub(config.load(arguments.config)))
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from ffm_common import config, health
+    from ffm_common.errors import NotHealthy
+    from hub.config import HubConfig
+
+    folder = config.load(arguments.config, HubConfig).folder
+    life = health.check(arguments.config.resolve().parent / folder)
+    sys.stdout.write(health.told(life, json=arguments.json))
+    if not life.connected:
+        raise NotHealthy("the hub is not connected to its broker")
+    return 0
 
 
 def _export_step(arguments: argparse.Namespace) -> int:

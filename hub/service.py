@@ -42,6 +42,7 @@ from ffm_common.errors import (
     WireError,
 )
 from ffm_common.files import make_folder
+from ffm_common.health import Health
 from ffm_common.lock import FolderLock
 from hub.announcing import ANNOUNCE_S, Announcer
 from hub.broker import Broker
@@ -113,6 +114,7 @@ class Hub:
         with contextlib.ExitStack() as undo:
             self._lock = FolderLock(self._folder)
             undo.callback(self._lock.close)
+            self._health = Health(self._folder)
             self._ledger = Ledger(self._folder / "ledger.db")
             undo.callback(self._ledger.close)
             self._check_same_federation()
@@ -183,6 +185,7 @@ class Hub:
         """Serve until `stop`, or until the last version is fetched if so configured."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._lock.close)
+            stack.callback(self._health.close)
             stack.callback(self._ledger.close)
             stack.callback(self._trusting.close)
             stack.callback(self._broker.stop)
@@ -214,6 +217,12 @@ class Hub:
                         turn()
                 trouble = self._trouble.line or self._maker.trouble or self._public.trouble
                 self._announcer.tell(now, trouble or self._maker.rollbacks.trouble)
+                state = self._announcer.state
+                self._health.beat(
+                    status=state.status,
+                    detail=trouble or state.detail,
+                    connected=self._session.connected,
+                )
 
     def _listen(self) -> None:
         """Take in what has come, for a moment: a flood of messages must not stop the clock."""

@@ -77,8 +77,8 @@ def _invite(arguments: argparse.Namespace) -> int:
                     remedy=f"choose another id, or `ffm hub revoke {arguments.agent}`",
                 )
         authority = Authority(_identity(located), located.config.federation)
-        found = Invitation.draw(where.host, where.port, authority.fingerprint)
         ends = time.time() + 3600 * arguments.hours
+        found = Invitation.draw(where.host, where.port, authority.fingerprint, ends=int(ends))
         members.invite(found.secret, ends=ends, agent=arguments.agent)
     token = found.token()
     command = f"ffm agent join {token} --config agent.toml"
