@@ -1,4 +1,4 @@
-"""`ffm demo`."""
+"""`ffm demo`, and what prepares boards: `ffm flash`, `ffm install`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import sys
 from pathlib import Path
 from typing import Any
+
+from fleet.boards import cli as cli_boards
 
 
 def add_commands(commands: Any) -> None:
@@ -39,6 +41,7 @@ def add_commands(commands: Any) -> None:
     demo.add_argument("--port", type=_between(0, 65535), default=0, help="0: a free one")
     demo.add_argument("--json", action="store_true", help="print report.json at the end")
     demo.set_defaults(run=_demo)
+    cli_boards.add_commands(commands)
 
 
 def _positive(text: str) -> float:

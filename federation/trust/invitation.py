@@ -1,6 +1,6 @@
 """The token that lets one board in: short enough for a QR code, good for one device and a while.
 
-``ffm1-`` and base32 of: port, end, secret, the fingerprint of the hub's authority, host, a checksum.
+``ffm1-`` and base32 of: port, end, secret, fingerprint of the hub's authority, host, a checksum.
 Letters and digits only, in one case, so that it survives being read aloud or typed.
 """
 

@@ -1,0 +1,1 @@
+"""Preparing boards: a card for the first boot, a service on a system that runs."""
