@@ -19,9 +19,9 @@ from ffm_common.seeds import derive
 from ffm_common.task import Adapter, AdapterKind, Task, Training
 from fleet import report as reports
 from fleet.baseline import BaselineJob
+from fleet.dealing import deal
 from fleet.layout import FEDERATION, Layout, Member
 from fleet.observer import Observer
-from fleet.partition import Split, split
 from fleet.processes import Child
 from fleet.report import Baselines, Report, VersionReport
 from fleet.table import Screen
@@ -31,7 +31,7 @@ from learning import adapter as adapters
 from learning import base, planning
 from learning.engines import EngineName
 from learning.process import Worker
-from learning.texts.data import Example, label_names, load_labelled, require_labels
+from learning.texts.data import label_names
 from learning.trainer import Measure
 from profiles import profile as profiles
 from profiles.calibration import Calibrations
@@ -42,8 +42,6 @@ _PROFILES = {
     "torch": ("rpi4-4gb", "rpi5-8gb", "jetson-orin-nano-8gb", "laptop-cpu"),
     "onnx": ("rpi-zero2w", "rpi3b-plus", "rpi4-2gb", "laptop-cpu"),
 }
-_PER_AREA = 300
-_TEST, _PUBLIC, _PUBLIC_PER_LABEL = 400, 100, 10
 _DEADLINE_S = 240.0
 # One unbiased bit is enough where four or more errors average out; fewer devices send more bits.
 _MANY, _CODEC_OF_MANY, _CODEC_OF_FEW = 4, "eden1", "eden3"
@@ -108,7 +106,16 @@ def run(options: Options) -> Report:
         screen = stack.enter_context(Screen())
         if options.base is not None:
             base.verify(options.base)
-        parts = _deal(options, layout, screen)
+        parts = deal(
+            options.data,
+            layout,
+            screen,
+            text=options.text,
+            label=options.label,
+            agents=options.agents,
+            alpha=options.alpha,
+            seed=options.seed,
+        )
         port = _port(options.port)
         stack.callback(layout.clear().close)
         members = _members(options.agents, options.engine)
@@ -126,7 +133,7 @@ def run(options: Options) -> Report:
             versions=options.versions,
             deadline_s=_DEADLINE_S,
             policy="adaptive",
-            codec=_codec(options.agents),
+            codec=codec_for(options.agents),
             seed=options.seed,
         )
         task = Task(
@@ -159,37 +166,6 @@ def run(options: Options) -> Report:
     return found
 
 
-def _deal(options: Options, layout: Layout, screen: Screen) -> Split:
-    """Read or collect the data and deal it out; the first thing, so that bad data stops here."""
-    if options.data is None:
-        from fleet.docstrings import collect
-
-        screen.say("collecting docstrings of this machine's Python")
-        examples: list[Example] = collect(
-            _PER_AREA, options.seed, cache=layout.out.parent / "cache"
-        )
-    else:
-        labelled = load_labelled(options.data, text=options.text, label=options.label)
-        screen.say(f"{options.data}: {labelled.describe()}")
-        examples = labelled.examples
-    require_labels(examples)
-    labels = label_names(examples)
-    parts = split(
-        examples,
-        agents=options.agents,
-        alpha=options.alpha,
-        public=max(_PUBLIC, _PUBLIC_PER_LABEL * len(labels)),
-        test=max(_TEST, 4 * len(labels)),
-        seed=options.seed,
-    )
-    sizes = ", ".join(str(len(shard)) for shard in parts.agents)
-    screen.say(
-        f"{len(labels)} labels; private examples per agent: {sizes}; "
-        f"public {len(parts.public)}, held out {len(parts.test)}; to {layout.out}"
-    )
-    return parts
-
-
 def _members(count: int, engine: EngineName) -> list[Member]:
     boards = _PROFILES[engine]
     names = [boards[place % len(boards)] for place in range(count)]
@@ -206,7 +182,8 @@ def _settings(options: Options) -> tuple[Adapter, Training]:
     return Adapter(kind="lora"), Training()
 
 
-def _codec(agents: int) -> str:
+def codec_for(agents: int) -> str:
+    """Give the codec of updates for so many agents."""
     return _CODEC_OF_MANY if agents >= _MANY else _CODEC_OF_FEW
 
 
@@ -266,7 +243,7 @@ class _Fleet:
         asked = planning.demand(
             base_folder,
             task,
-            update_bits=bits_of(_codec(len(self._members))),
+            update_bits=bits_of(codec_for(len(self._members))),
             down_bits=down_bits(),
         )
         for member in self._members:

@@ -1,8 +1,8 @@
 """Which system's boot partition a folder is: the marks that its images carry.
 
 Raspberry Pi OS puts ``issue.txt`` there, and since October 2025 (Trixie) a ``user-data`` for
-cloud-init; before that it had no cloud-init, and would never look at what is written here. Ubuntu's kernel line
-names the root file system by the label ``writable``.
+cloud-init; an older one has no cloud-init, and would never look at what is written here. Ubuntu's
+kernel line names the root file system by the label ``writable``.
 """
 
 from __future__ import annotations

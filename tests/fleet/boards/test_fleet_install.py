@@ -60,7 +60,7 @@ def test_a_unit_is_what_it_was_meant_to_be(root: Path, role: Role) -> None:
         golden.write_text(text)
     assert text == golden.read_text()
     wanted = root / "etc/systemd/system/multi-user.target.wants" / f"ffm-{role}.service"
-    assert os.readlink(wanted) == f"/etc/systemd/system/ffm-{role}.service"
+    assert wanted.readlink() == Path(f"/etc/systemd/system/ffm-{role}.service")
     account = (root / "etc/sysusers.d/ffm.conf").read_text()
     assert account.endswith('\nu ffm - "ffm-edge" /var/lib/ffm\n')
 
