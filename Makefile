@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-long check format lock audit secrets clean
+.PHONY: setup demo bundle test test-long check format lock audit secrets clean
 setup: $(TESTS)
 
 $(READY): pyproject.toml constraints.txt
@@ -28,6 +28,12 @@ $(TESTS): $(READY)
 
 demo: $(READY)
 	$(BIN)/ffm demo --baselines $(ARGS)
+
+# What `ffm flash` puts on a card beside a base: our wheel, and which versions belong to it.
+bundle: $(READY)
+	rm -rf dist && mkdir dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	cp constraints.txt dist/
 
 # Two processes: much of the suite waits for brokers and agents.
 test: check

@@ -217,7 +217,6 @@ def compose(who: Sequence[Member], *, source: Path, cpus: int) -> dict[str, Any]
         "restart": "no",
     }
     return {
-        "name": "ffm-fleet",
         "services": {
             "hub": hub,
             "invitations": invitations,

@@ -58,8 +58,7 @@ def services(fleet: Path) -> dict[str, Any]:
 
 
 def test_compose_takes_it(fleet: Path) -> None:
-    program = "docker-compose" if shutil.which("docker-compose") else "podman-compose"
-    accepted(program, "-f", fleet / "compose.yaml", "config")
+    accepted("docker-compose", "-f", fleet / "compose.yaml", "config", "--quiet")
 
 
 def test_each_agent_has_the_limits_of_its_board_and_no_more_than_there_is(fleet: Path) -> None:

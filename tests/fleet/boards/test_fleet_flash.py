@@ -117,6 +117,17 @@ def test_the_user_data_passes_cloud_init_s_own_schema(wishes: Wishes, boot: Path
     accepted("cloud-init", "schema", "--config-file", boot / "user-data")
 
 
+def test_netplan_takes_the_network(wishes: Wishes, boot: Path, tmp_path: Path) -> None:
+    network = tmp_path / "root" / "etc" / "netplan" / "50-cloud-init.yaml"
+    network.parent.mkdir(parents=True)
+    network.touch(mode=0o600)
+    network.write_bytes(written(wishes, boot)["network-config"])
+    accepted("netplan", "generate", "--root-dir", tmp_path / "root")
+    made = (tmp_path / "root" / "run" / "netplan" / "wpa-wlan0.conf").read_text()
+    assert f"psk={WIFI.key}\n" in made
+    assert "country=DE\n" in made
+
+
 def test_the_unit_and_the_script_pass_their_readers(wishes: Wishes, boot: Path) -> None:
     written(wishes, boot)
     accepted("sh", "-n", boot / "ffm" / "first-boot")
