@@ -105,6 +105,16 @@ def test_a_board_killed_between_the_hub_s_yes_and_its_disk_joins_with_the_same_i
     assert not (other.parent / "state" / "identity").exists()
 
 
+def test_a_hub_that_serves_is_healthy_and_an_agent_that_does_not_run_is_not(town: Town) -> None:
+    board(town, "off")
+    asked = town.start("hub", "health", "--config", "hub/hub.toml", log="hub-health")
+    assert asked.wait() == 0, asked.said()
+    assert ", connected" in asked.output()
+    asked = town.start("agent", "health", "--config", "off/agent.toml", log="agent-health")
+    assert asked.wait() == 1
+    assert "[not-healthy]: nothing runs in" in asked.said()
+
+
 def test_an_agent_from_the_drawer_is_let_in_again_and_then_renews_in_time(
     town: Town, members: Members
 ) -> None:

@@ -145,9 +145,10 @@ def test_a_folder_of_somebody_else_is_left_alone(fleet: Path, tmp_path: Path) ->
 
 def test_what_is_written_is_told(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {"data": fleet.parent / "data.csv", "base": fleet.parent / "small"}
-    given |= {"out": fleet.parent / "again", "source": fleet.parent, "mix": "rpi-zero2w=1"}
+    given |= {"out": fleet.parent / "again", "source": fleet.parent}
     words = [f"--{key}={value}" for key, value in given.items()]
-    assert ffm.main(["fleet", "compose", "--json", "--cpus=2", *words]) == 0
+    command = ["fleet", "compose", "--json", "--cpus=2", "--mix=rpi-zero2w=1", *words]
+    assert ffm.main(command) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["agents"] == [
         {"id": "rpi-zero2w-1", "profile": "rpi-zero2w", "memory_mb": 512, "cpus": 2}
