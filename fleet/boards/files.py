@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def replaced(self) -> list[str]:
         """Name those that are there already with another content."""
-        return [file.path for file in self.files if self._differs(file)]
+        return [file.path for file in self.files if self._there(file) and not self._same(file)]
 
     def check(self) -> None:
         """Find out beforehand whether all can be written.
@@ -70,7 +71,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 raise PathUnwritable(f"{path} is no file in {self.folder}")
         if not os.access(self.folder, os.W_OK):
             raise PathUnwritable(f"{self.folder} is read-only, or not this user's to write")
-        wanted = sum(file.size for file in self.files) + _SPARE_BYTES
+        new = (file.size for file in self.files if not self._same(file))
+        wanted = sum(new) + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
         if wanted > free:
             raise DiskFull(
@@ -78,7 +80,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def write(self) -> None:
-        """Write all; where that fails, what is new of it is gone again.
+        """Write what is not there yet; where that fails, what is new of it is gone again.
 
         Raises
         ------
@@ -88,6 +90,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         new: list[Path] = []
         try:
             for file in self.files:
+                if self._same(file):
+                    continue
                 path = self.folder / file.path
                 for folder in (*reversed(path.parents),):
                     if not folder.exists():
@@ -131,13 +135,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             for file in self.files
         ]
 
-    def _differs(self, file: File) -> bool:
+    def _there(self, file: File) -> bool:
+        return (self.folder / file.path).exists()
+
+    def _same(self, file: File) -> bool:
+        """Whether it is there already, to the last byte."""
         path = self.folder / file.path
-        if not path.exists():
+        if not path.is_file():
             return False
         if isinstance(file.content, Path):
-            return path.stat().st_size != file.size
-        return path.read_bytes() != file.content
+            return filecmp.cmp(path, file.content, shallow=False)
+        return path.read_bytes() == file.content
 
 
 def folder_files(source: Path, into: str) -> tuple[File, ...]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -272,6 +273,24 @@ def test_a_full_card_is_noticed_before_anything_is_written(wishes: Wishes, boot:
     with pytest.raises(DiskFull, match="MB are wanted"):
         written(wishes, boot)
     assert content(boot) == before
+
+
+def test_a_card_is_prepared_again_where_its_copies_have_room_but_once(
+    wishes: Wishes, boot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(wishes.wheels / "ffm_edge-0.1.0-py3-none-any.whl", 1 << 20)
+    written(wishes, boot)
+    copy = boot / "ffm" / "wheels" / "ffm_edge-0.1.0-py3-none-any.whl"
+    before = copy.stat().st_ino
+    room = shutil.disk_usage(boot)._replace(free=(4 << 20) + (1 << 19))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: room)
+    again = msgspec.structs.replace(wishes, id="cellar")
+    assert b"FFM_ID=cellar\n" in written(again, boot)["ffm/settings"]
+    assert copy.stat().st_ino == before
+    (boot / "ffm" / "base" / "weights.safetensors").write_bytes(b"stheigw")  # as many bytes
+    assert flash.plan(again, look(boot), now=card.NOW).replaced() == [
+        "ffm/base/weights.safetensors"
+    ]
 
 
 def test_a_card_that_fails_in_the_middle_is_as_it_was(wishes: Wishes, boot: Path) -> None:
