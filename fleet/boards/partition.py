@@ -15,7 +15,6 @@ import msgspec
 from ffm_common.errors import BoardOther, BootPartitionMissing
 
 System: TypeAlias = Literal["raspberrypi", "ubuntu"]
-SYSTEMS: Final[tuple[System, ...]] = ("raspberrypi", "ubuntu")
 
 CMDLINE: Final = "cmdline.txt"
 _CONFIG: Final = "config.txt"
