@@ -59,7 +59,7 @@ class Health:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _FILE
-        self._path.unlink(missing_ok=True)  # of an earlier life
+        self._forget()  # an earlier life
         self._said: Life | None = None
         self._notify_at = float("-inf")
         self._ready = False
@@ -81,7 +81,11 @@ class Health:
     def close(self) -> None:
         """Say that it ends by its own will."""
         notify("STOPPING=1")
-        self._path.unlink(missing_ok=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 def check(folder: Path) -> Life:
