@@ -74,6 +74,11 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   ├── BootPartitionMissing     boot-partition
     │   └── WheelMissing             wheel-missing
     ├── NotHealthy                   not-healthy
+    ├── ReleaseError
+    │   ├── ReleaseInvalid           release-invalid
+    │   ├── ReleaseOlder             release-older
+    │   ├── ReleaseUnsuited          release-unsuited
+    │   └── ReleaseFailed            release-failed
     ├── ExtraMissing                 extra-missing
     └── FleetError
         └── FleetStalled             fleet-stalled
@@ -574,6 +579,39 @@ class NotHealthy(FfmError):
 
     code = "not-healthy"
     remedy = "look into its log: `journalctl -u ffm-agent` or `-u ffm-hub`, or the container's"
+
+
+class ReleaseError(FfmError):
+    """A release of this software is not announced, or not taken by a board."""
+
+
+class ReleaseInvalid(ReleaseError):
+    """What was given as a wheel is none, is damaged, or is none that a release can be made of."""
+
+    code = "release-invalid"
+    remedy = "build it again with `pip wheel . --no-deps`"
+    exit_status = 2
+
+
+class ReleaseOlder(ReleaseError):
+    """The release is older than what runs."""
+
+    code = "release-older"
+    remedy = "nothing to do; `ffm hub release --downgrade` is taken by newer boards, too"
+
+
+class ReleaseUnsuited(ReleaseError):
+    """The release is for another Python or machine, or this board does not update itself."""
+
+    code = "release-unsuited"
+    remedy = "make one for this board, or install it by hand"
+
+
+class ReleaseFailed(ReleaseError):
+    """The release did not work on this board, which went back and does not take it again."""
+
+    code = "release-failed"
+    remedy = "mend it and announce it anew; the board's log says more"
 
 
 class ExtraMissing(FfmError):

@@ -1,0 +1,198 @@
+"""Wheels (PEP 427): what their names say, whether they are whole, and unpacking them into a folder.
+
+Unpacking is all that installing takes where nothing is to be compiled and no command to be made:
+no pip, no network, and every file's digest is checked against the wheel's RECORD on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import os
+import re
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Final
+
+import msgspec
+
+from ffm_common.errors import PathUnwritable, ReleaseInvalid
+from ffm_common.numbering import is_number
+
+NAME_PATTERN: Final = r"[A-Za-z0-9_.]+-[A-Za-z0-9_.!]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+\.whl"
+MAX_FILES: Final = 20_000
+_BLOCK: Final = 1 << 20
+_MAX_TEXT: Final = 8 << 20
+_PYTHON: Final = re.compile(r"(?:cp|py)3(?P<minor>\d*)")
+_MACHINES: Final = ("x86_64", "aarch64", "armv7l")
+
+
+class Wheel(msgspec.Struct, frozen=True, kw_only=True):
+    """What a wheel says of itself.
+
+    Parameters
+    ----------
+    package, version
+        Its name in lower case with hyphens, and its version as it is written there.
+    python
+        The only Python it is for, such as "3.11"; "" for any.
+    machine
+        The only machine it is for, such as "aarch64"; "" for any.
+    unpacked
+        Its size when unpacked, in bytes.
+    """
+
+    package: str
+    version: str
+    python: str
+    machine: str
+    unpacked: int
+
+
+def read(path: Path) -> Wheel:
+    """Read a wheel's name and contents, all of it, and check its digests.
+
+    Raises
+    ------
+    ReleaseInvalid
+        It is none, or is damaged, or holds what cannot simply be unpacked.
+    """
+    found = _tags(path.name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = _walk(archive, None)
+            metadata = _text(archive, _info(archive) + "METADATA")
+    except (OSError, zipfile.BadZipFile, KeyError, UnicodeDecodeError, NotImplementedError) as error:
+        raise ReleaseInvalid(f"{path.name} is no wheel: {error}") from error
+    headers = HeaderParser().parsestr(metadata)
+    if _canonical(str(headers["Name"])) != found.package or headers["Version"] != found.version:
+        raise ReleaseInvalid(f"{path.name} is in truth {headers['Name']} {headers['Version']}")
+    return msgspec.structs.replace(found, unpacked=unpacked)
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a wheel into a folder of Python packages, durably; commands in it are left out.
+
+    Raises
+    ------
+    ReleaseInvalid
+        A file is damaged, or would lie outside the folder.
+    PathUnwritable
+        The folder does not take it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _walk(archive, folder)
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, NotImplementedError) as error:
+        raise ReleaseInvalid(f"{path.name} is no wheel: {error}") from error
+    except OSError as error:
+        raise PathUnwritable(f"cannot unpack into {folder}: {error.strerror or error}") from error
+
+
+def _tags(name: str) -> Wheel:
+    """Read what a file's name says.
+
+    Of several tags, such as ``py2.py3`` or two platforms, the last counts.
+    """
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise ReleaseInvalid(f"{name} is not the name of a wheel")
+    package, version, python, abi, platform = name.removesuffix(".whl").split("-")
+    if not is_number(version):
+        raise ReleaseInvalid(f"{name}: {version} is not a version that can be released")
+    found = _PYTHON.fullmatch(python.split(".")[-1])
+    if found is None:
+        raise ReleaseInvalid(f"{name} is not for Python 3")
+    machine = next((one for one in _MACHINES if platform.endswith(one)), "")
+    if platform != "any" and not machine:
+        raise ReleaseInvalid(f"{name} is for {platform}, where no agent updates itself")
+    any_python = abi in {"abi3", "none"} or not found["minor"]
+    return Wheel(
+        package=_canonical(package),
+        version=version,
+        python="" if any_python else f"3.{found['minor']}",
+        machine=machine,
+        unpacked=0,
+    )
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _info(archive: zipfile.ZipFile) -> str:
+    """Give the one folder of the archive with what is said about it."""
+    found = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+    if len(found) != 1:
+        raise ReleaseInvalid("a wheel has one .dist-info folder")
+    return f"{found.pop()}/"
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> str:
+    if archive.getinfo(name).file_size > _MAX_TEXT:
+        raise ReleaseInvalid(f"{name} is too large")
+    return archive.read(name).decode("utf-8")
+
+
+def _walk(archive: zipfile.ZipFile, folder: Path | None) -> int:
+    """Check every file, and write it below `folder` if there is one; give their size in bytes."""
+    record = f"{_info(archive)}RECORD"
+    rows = csv.reader(io.StringIO(_text(archive, record)))
+    digests = {row[0]: row[1] for row in rows if len(row) == 3}  # noqa: PLR2004 -- path, digest, size
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    if len(members) > MAX_FILES:
+        raise ReleaseInvalid(f"{len(members)} files, at most {MAX_FILES} are taken")
+    size, folders = 0, set()
+    for member in members:
+        size += member.file_size
+        target = None if folder is None else _target(folder, member.filename)
+        if folder is not None and target is None:
+            continue
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folders.add(target.parent)
+        digest = _copy(archive, member, target)
+        if member.filename != record and digests.get(member.filename) != digest:
+            raise ReleaseInvalid(f"{member.filename} is not what the wheel's RECORD says")
+    for one in folders:
+        _sync(one)
+    return size
+
+
+def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path | None) -> str:
+    """Read a file, into `target` if there is one, durably; give its digest as RECORD has it."""
+    digest = hashlib.sha256()
+    with archive.open(member) as source:
+        if target is None:
+            while block := source.read(_BLOCK):
+                digest.update(block)
+        else:
+            with target.open("wb") as sink:
+                _pour(source, sink, digest)
+    return "sha256=" + base64.urlsafe_b64encode(digest.digest()).decode().rstrip("=")
+
+
+def _pour(source: object, sink: BinaryIO, digest: object) -> None: ...
+
+
+def _target(folder: Path, name: str) -> Path | None:
+    """Give where a file of the wheel belongs; None for what is not unpacked."""
+    path = PurePosixPath(name)
+    parts = path.parts
+    if path.is_absolute() or ".." in parts or "\\" in name or not parts:
+        raise ReleaseInvalid(f"{name[:80]!r} would lie elsewhere")
+    if parts[0].endswith(".data"):
+        if len(parts) < 3 or parts[1] not in {"purelib", "platlib"}:  # noqa: PLR2004
+            return None
+        parts = parts[2:]
+    return folder.joinpath(*parts)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
