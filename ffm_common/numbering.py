@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-PATTERN: Final = r"(0|[1-9]\d{0,8})(\.(0|[1-9]\d{0,8})){0,4}((a|b|rc)\d{1,6})?(\.post\d{1,6})?(\.dev\d{1,6})?"
+PATTERN: Final = r"\d{1,9}(\.\d{1,9}){0,4}((a|b|rc)\d{1,6})?(\.post\d{1,6})?(\.dev\d{1,6})?"
 _PARTS: Final = re.compile(
     r"(?P<release>\d+(?:\.\d+)*)(?:(?P<stage>a|b|rc)(?P<stage_number>\d+))?"
     r"(?:\.post(?P<post>\d+))?(?:\.dev(?P<dev>\d+))?"

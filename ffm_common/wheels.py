@@ -7,6 +7,7 @@ no pip, no network, and every file's digest is checked against the wheel's RECOR
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
@@ -15,14 +16,15 @@ import re
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import Final
 
 import msgspec
 
 from ffm_common.errors import PathUnwritable, ReleaseInvalid
+from ffm_common.files import sync_folder
 from ffm_common.numbering import is_number
 
-NAME_PATTERN: Final = r"[A-Za-z0-9_.]+-[A-Za-z0-9_.!]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+-[A-Za-z0-9_.]+\.whl"
+NAME_PATTERN: Final = r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+){4}\.whl"
 MAX_FILES: Final = 20_000
 _BLOCK: Final = 1 << 20
 _MAX_TEXT: Final = 8 << 20
@@ -65,7 +67,13 @@ def read(path: Path) -> Wheel:
         with zipfile.ZipFile(path) as archive:
             unpacked = _walk(archive, None)
             metadata = _text(archive, _info(archive) + "METADATA")
-    except (OSError, zipfile.BadZipFile, KeyError, UnicodeDecodeError, NotImplementedError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        KeyError,
+        UnicodeDecodeError,
+        NotImplementedError,
+    ) as error:
         raise ReleaseInvalid(f"{path.name} is no wheel: {error}") from error
     headers = HeaderParser().parsestr(metadata)
     if _canonical(str(headers["Name"])) != found.package or headers["Version"] != found.version:
@@ -73,8 +81,18 @@ def read(path: Path) -> Wheel:
     return msgspec.structs.replace(found, unpacked=unpacked)
 
 
-def unpack(path: Path, folder: Path) -> None:
+def unpack(path: Path, folder: Path, *, at_most: int) -> int:
     """Unpack a wheel into a folder of Python packages, durably; commands in it are left out.
+
+    Parameters
+    ----------
+    at_most
+        How many bytes its files may have.
+
+    Returns
+    -------
+    int
+        How many they have.
 
     Raises
     ------
@@ -85,7 +103,7 @@ def unpack(path: Path, folder: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _walk(archive, folder)
+            return _walk(archive, folder, at_most)
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, NotImplementedError) as error:
         raise ReleaseInvalid(f"{path.name} is no wheel: {error}") from error
     except OSError as error:
@@ -108,7 +126,7 @@ def _tags(name: str) -> Wheel:
     machine = next((one for one in _MACHINES if platform.endswith(one)), "")
     if platform != "any" and not machine:
         raise ReleaseInvalid(f"{name} is for {platform}, where no agent updates itself")
-    any_python = abi in {"abi3", "none"} or not found["minor"]
+    any_python = python.startswith("py") or abi == "abi3" or not found["minor"]
     return Wheel(
         package=_canonical(package),
         version=version,
@@ -136,17 +154,17 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
     return archive.read(name).decode("utf-8")
 
 
-def _walk(archive: zipfile.ZipFile, folder: Path | None) -> int:
+def _walk(archive: zipfile.ZipFile, folder: Path | None, at_most: int | None = None) -> int:
     """Check every file, and write it below `folder` if there is one; give their size in bytes."""
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    size = sum(member.file_size for member in members)
+    if len(members) > MAX_FILES or (at_most is not None and size > at_most):
+        raise ReleaseInvalid(f"{len(members)} files of {size} bytes are more than was announced")
     record = f"{_info(archive)}RECORD"
     rows = csv.reader(io.StringIO(_text(archive, record)))
-    digests = {row[0]: row[1] for row in rows if len(row) == 3}  # noqa: PLR2004 -- path, digest, size
-    members = [member for member in archive.infolist() if not member.is_dir()]
-    if len(members) > MAX_FILES:
-        raise ReleaseInvalid(f"{len(members)} files, at most {MAX_FILES} are taken")
-    size, folders = 0, set()
+    digests = {row[0]: row[1] for row in rows if len(row) == 3}  # noqa: PLR2004 -- and the size
+    folders = set()
     for member in members:
-        size += member.file_size
         target = None if folder is None else _target(folder, member.filename)
         if folder is not None and target is None:
             continue
@@ -157,24 +175,24 @@ def _walk(archive: zipfile.ZipFile, folder: Path | None) -> int:
         if member.filename != record and digests.get(member.filename) != digest:
             raise ReleaseInvalid(f"{member.filename} is not what the wheel's RECORD says")
     for one in folders:
-        _sync(one)
+        sync_folder(one)
     return size
 
 
 def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path | None) -> str:
     """Read a file, into `target` if there is one, durably; give its digest as RECORD has it."""
     digest = hashlib.sha256()
-    with archive.open(member) as source:
-        if target is None:
-            while block := source.read(_BLOCK):
-                digest.update(block)
-        else:
-            with target.open("wb") as sink:
-                _pour(source, sink, digest)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(archive.open(member))
+        sink = None if target is None else stack.enter_context(target.open("wb"))
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            if sink is not None:
+                sink.write(block)
+        if sink is not None:
+            sink.flush()
+            os.fsync(sink.fileno())
     return "sha256=" + base64.urlsafe_b64encode(digest.digest()).decode().rstrip("=")
-
-
-def _pour(source: object, sink: BinaryIO, digest: object) -> None: ...
 
 
 def _target(folder: Path, name: str) -> Path | None:
@@ -188,11 +206,3 @@ def _target(folder: Path, name: str) -> Path | None:
             return None
         parts = parts[2:]
     return folder.joinpath(*parts)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
