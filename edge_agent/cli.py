@@ -20,6 +20,9 @@ def add_commands(commands: Any) -> None:
     health.add_argument("--config", type=Path, required=True, metavar="agent.toml")
     health.add_argument("--json", action="store_true")
     health.set_defaults(run=_health)
+    check = actions.add_parser("check", help="whether it could run here; nothing is changed")
+    check.add_argument("--config", type=Path, required=True, metavar="agent.toml")
+    check.set_defaults(run=_check)
     join = actions.add_parser("join", help="become a member, with an invitation of the hub's")
     join.add_argument("token", help="what `ffm hub invite` has printed")
     join.add_argument("--config", type=Path, required=True, metavar="agent.toml")
@@ -64,6 +67,13 @@ def _health(arguments: argparse.Namespace) -> int:
     folder = config.load(arguments.config, AgentConfig).folder
     life = health.check(arguments.config.resolve().parent / folder)
     sys.stdout.write(health.told(life, json=arguments.json))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from edge_agent.update.checking import check
+
+    check(arguments.config)
     return 0
 
 

@@ -54,6 +54,21 @@ class MeterSource(Config, frozen=True, kw_only=True):
     interval_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 5.0
 
 
+class UpdateChoice(Config, frozen=True, kw_only=True):
+    """Whether this agent takes software that its hub releases (docs/self-update.md).
+
+    Parameters
+    ----------
+    auto
+        False: it says in its log that there is some.
+    max_mb
+        The largest release that is fetched, MB.
+    """
+
+    auto: bool = False
+    max_mb: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
+
+
 class AgentConfig(Config, frozen=True, kw_only=True):
     """One agent. Paths are relative to the file's own folder.
 
@@ -78,6 +93,7 @@ class AgentConfig(Config, frozen=True, kw_only=True):
     calibration: str = "state/calibration.json"
     broker: BrokerAddress | None = None
     meter: MeterSource = MeterSource()
+    update: UpdateChoice = UpdateChoice()
 
 
 class Located(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +107,7 @@ class Located(msgspec.Struct, frozen=True, kw_only=True):
     board: Path
     broker: Address = Address()
     identity: Identity | None = None
+    file: Path = Path("agent.toml")
 
 
 def load(path: Path) -> Located:
@@ -119,6 +136,7 @@ def load(path: Path) -> Located:
         board=home / found.meter.root,
         broker=_address(found.broker, path, identity),
         identity=identity,
+        file=path.resolve(),
     )
 
 

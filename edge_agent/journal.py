@@ -27,6 +27,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         The version whose update is already in the outbox or further, by its last blob; "" for none.
     hub, issued
         The hub's public key, and the number of the last manifest acted on that it has signed.
+    released
+        The number of its last release that was heard of.
     """
 
     boot: int = 0
@@ -34,6 +36,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     trained: str = ""
     hub: str = ""
     issued: int = 0
+    released: int = 0
 
 
 class Journal:
@@ -64,7 +67,17 @@ class Journal:
 
     def set_issued(self, hub: str, number: int) -> None:
         """Note that number."""
-        self._write(msgspec.structs.replace(self.entry, hub=hub, issued=number))
+        released = self.released(hub)
+        self._write(msgspec.structs.replace(self.entry, hub=hub, issued=number, released=released))
+
+    def released(self, hub: str) -> int:
+        """Give the number of the last release of a hub that was heard of; 0 for another hub."""
+        return self.entry.released if self.entry.hub == hub else 0
+
+    def set_released(self, hub: str, number: int) -> None:
+        """Note that number."""
+        issued = self.issued(hub)
+        self._write(msgspec.structs.replace(self.entry, hub=hub, issued=issued, released=number))
 
     def _write(self, entry: Entry) -> None:
         write_atomic(self._path, msgspec.json.encode(entry))

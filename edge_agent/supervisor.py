@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 
 import msgspec
@@ -22,6 +23,7 @@ from edge_agent.journal import Journal
 from edge_agent.residuals import Residuals
 from edge_agent.staleness import welcome
 from edge_agent.training import Trained, Training
+from edge_agent.update.updating import Updating
 from federation import messages
 from federation.connection.identity import Identity
 from federation.connection.probe import PACKET_BYTES
@@ -37,6 +39,7 @@ from federation.messages import (
     Offer,
     Receipt,
     Reject,
+    Release,
     Vote,
 )
 from federation.pace import Throttle
@@ -60,6 +63,7 @@ from ffm_common.files import make_folder
 from ffm_common.health import Health
 from ffm_common.lock import FolderLock
 from ffm_common.restarts import Budget
+from ffm_launch import RESTART
 from learning import engines
 from profiles import profile as profiles
 from profiles.sensors import Root
@@ -144,6 +148,7 @@ class Supervisor:
         self._announcer = Announcer(self._session, state_topic, state)
         since = self._journal.entry.since
         self._identity = Identity(self._config.id, since=since, boot=self._boot)
+        downlink = Throttle(self._profile.downlink_kbit_s * _BYTES_PER_KBIT)
         self._downloader = Downloader(
             self._topics,
             self._config.id,
@@ -152,7 +157,15 @@ class Supervisor:
             on_complete=self._on_version,
             on_gone=self._on_gone,
             max_bytes=_MAX_VERSION_BYTES,
-            throttle=Throttle(self._profile.downlink_kbit_s * _BYTES_PER_KBIT),
+            throttle=downlink,
+        )
+        self._updating = Updating(
+            located,
+            self._journal,
+            topics=self._topics,
+            publish=self._session.publish,
+            throttle=downlink,
+            tell=lambda line: self._rest(detail=line),
         )
         self._uploader = Uploader(
             self._topics,
@@ -178,7 +191,7 @@ class Supervisor:
         """Work until `stop`."""
         log.info("agent %s, profile %s", self._config.id, self._profile.name)
         try:
-            while not self._stopping:
+            while not (self._stopping or self._updating.switched):
                 status = self._announcer.state.status
                 busy = self._training.running or status in {"downloading", "uploading"}
                 event = self._session.next(_BUSY_TICK_S if busy else _IDLE_TICK_S)
@@ -191,6 +204,7 @@ class Supervisor:
                 self._downloader.tick(now)
                 self._uploader.tick(now)
                 self._tend_training(now)
+                self._update(now)
                 self._begin_training(now)
                 self._announcer.tell(now)
                 state = self._announcer.state
@@ -200,12 +214,15 @@ class Supervisor:
         finally:
             self._health.close()
             self._training.close()
+            self._updating.close()
             if not self._identity.lost:  # or it would be said of who has the id
                 self._announcer.take_leave()
             self._session.close()
             self._outbox.close()
             self._care.close()
             self._lock.close()
+        if self._updating.switched:
+            sys.exit(RESTART)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -241,8 +258,13 @@ class Supervisor:
                 self._on_hub(messages.decode(payload, HubState))
             case ChunkRoute(digest=digest, index=index):
                 self._downloader.on_chunk(digest, index, payload)
+                self._updating.on_chunk(digest, index, payload)
             case MessageRoute(kind="gone"):
-                self._downloader.on_gone(messages.decode(payload, Gone))
+                gone = messages.decode(payload, Gone)
+                self._downloader.on_gone(gone)
+                self._updating.on_gone(gone)
+            case HubRoute(kind="release"):
+                self._updating.on_release(messages.decode(payload, Release))
             case MessageRoute(kind="certificate"):
                 self._renewal.on_certificate(messages.decode(payload, Credentials))
             case MessageRoute(kind=kind) if kind in _ANSWERS:
@@ -263,6 +285,8 @@ class Supervisor:
             log.warning("the hub is gone (%s)", hub.status)
             self._hold()
         self._hub_there = there
+        if there:
+            self._updating.heard_hub()
 
     def _claim(self) -> None:
         topic = self._topics.claim(self._config.id)
@@ -283,11 +307,13 @@ class Supervisor:
             return
         self._uploader.on_connected()
         self._downloader.on_connected()
+        self._updating.on_connected()
         self._say_vote()
 
     def _hold(self) -> None:
         self._uploader.hold()
         self._downloader.hold()
+        self._updating.hold()
 
     def _on_manifest(self, manifest: Manifest) -> None:
         if manifest.federation != self._config.federation:
@@ -396,6 +422,14 @@ class Supervisor:
             log.info("going on")
             self._rest(detail="")
 
+    def _update(self, now: float) -> None:
+        """Take a release between two pieces of work."""
+        self._updating.tick(
+            now,
+            free=not (self._training.running or self._care.pauses),
+            in_touch=self._session.connected and self._hub_there,
+        )
+
     def _chosen(self, manifest: Manifest) -> bool:
         return manifest.chosen is None or self._config.id in manifest.chosen
 
@@ -407,6 +441,7 @@ class Supervisor:
             or not current.open
             or current.base != self._base.base_digest
             or self._training.running
+            or self._updating.busy
             or self._care.pauses
             or self._limited
             or now < self._budget.due

@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Meta
 
 from ffm_common.errors import MessageInvalid
+from ffm_common.numbering import NUMBER_PATTERN, WHEEL_PATTERN
 from ffm_common.task import Task
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_RANGES = 512
 MAX_CHAIN = 64
+MAX_WHEELS = 64
 _MAX_TEXT = 500
 # Below this a person reads the wire with mosquitto_sub; above, labels repeat themselves.
 _PLAIN_BYTES: Final = 1024
@@ -146,6 +148,38 @@ class Manifest(Message, frozen=True, kw_only=True):
     def blob(self) -> str:
         """The last container's digest, which no other version has."""
         return self.chain[-1].blob
+
+
+class ReleasedWheel(Link, frozen=True, kw_only=True):
+    """A wheel of a release; `name` is that of its file."""
+
+    name: Annotated[str, Meta(pattern=rf"\A{WHEEL_PATTERN}\Z", max_length=200)]
+
+
+class Release(Message, frozen=True, kw_only=True):
+    """What software boards may update themselves to (retained); without wheels, none.
+
+    `version` is that of our own wheel, the first; the others are what it needs and boards may not
+    have. `python` and `machine` are the only ones that it is for, "" for any; `unpacked` is its
+    size on the disk. Who runs a newer version takes it only if it is meant as a `downgrade`.
+    `issued` grows with every release of a hub, so that an older one, said again, is not taken for
+    the newest. `spread_s` is as in a manifest.
+    """
+
+    federation: Name
+    version: Annotated[str, Meta(pattern=rf"\A{NUMBER_PATTERN}\Z")]
+    wheels: Annotated[tuple[ReleasedWheel, ...], Meta(max_length=MAX_WHEELS)]
+    python: Annotated[str, Meta(pattern=r"\A(3\.[0-9]{1,2})?\Z")] = ""
+    machine: Annotated[str, Meta(pattern=r"\A[a-z0-9_]{0,16}\Z")] = ""
+    unpacked: Count = 0
+    downgrade: bool = False
+    issued: Count
+    spread_s: Annotated[float, Meta(ge=0.0, le=86400.0)] = 0.0
+
+    @property
+    def name(self) -> str:
+        """What a board calls it on its disk, unlike any other release of this hub."""
+        return f"{self.version}-{self.issued}"
 
 
 class Offer(Message, frozen=True, kw_only=True):

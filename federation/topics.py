@@ -4,6 +4,7 @@
 
     ffm/v1/<federation>/hub/state                         retained, last will of the hub
     ffm/v1/<federation>/hub/manifest                      retained
+    ffm/v1/<federation>/hub/release                       retained, in a federation of members
     ffm/v1/<federation>/agent/<id>/state                  retained, last will of the agent
     ffm/v1/<federation>/agent/<id>/claim                  retained, for who else has that id
     ffm/v1/<federation>/agent/<id>/up/<kind>              agent -> hub: offer, get, vote, renew
@@ -24,6 +25,7 @@ import msgspec
 
 from ffm_common.errors import MessageInvalid, NameInvalid
 
+HubKind: TypeAlias = Literal["state", "manifest", "release"]
 UpKind: TypeAlias = Literal["offer", "get", "vote", "renew"]
 DownKind: TypeAlias = Literal["need", "done", "reject", "gone", "certificate"]
 
@@ -34,14 +36,14 @@ _KINDS = {
     "up": ("offer", "get", "vote", "renew"),
     "down": ("need", "done", "reject", "gone", "certificate"),
 }
-_HUB_KINDS = ("state", "manifest")
+_HUB_KINDS = ("state", "manifest", "release")
 _MAX_TOPIC = 256
 
 
 class HubRoute(msgspec.Struct, frozen=True):
     """A retained topic of the hub."""
 
-    kind: Literal["state", "manifest"]
+    kind: HubKind
 
 
 class StateRoute(msgspec.Struct, frozen=True):
@@ -112,6 +114,7 @@ class Topics:
         self.prefix = f"ffm/v1/{federation}/"
         self.hub_state = f"{self.prefix}hub/state"
         self.manifest = f"{self.prefix}hub/manifest"
+        self.release = f"{self.prefix}hub/release"
 
     def agent_state(self, agent: str) -> str:
         """Give the retained state topic of `agent`."""
@@ -162,7 +165,7 @@ class Topics:
         if len(topic) <= _MAX_TOPIC and topic.startswith(self.prefix):
             match topic.removeprefix(self.prefix).split("/"):
                 case ["hub", kind] if kind in _HUB_KINDS:
-                    return HubRoute(cast("Literal['state', 'manifest']", kind))
+                    return HubRoute(cast("HubKind", kind))
                 case ["agent", agent, "state"] if _NAME.fullmatch(agent):
                     return StateRoute(agent)
                 case ["agent", agent, "claim"] if _NAME.fullmatch(agent):

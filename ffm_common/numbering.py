@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-PATTERN: Final = r"\d{1,9}(\.\d{1,9}){0,4}((a|b|rc)\d{1,6})?(\.post\d{1,6})?(\.dev\d{1,6})?"
+NUMBER_PATTERN: Final = (
+    r"[0-9]{1,9}(\.[0-9]{1,9}){0,4}((a|b|rc)[0-9]{1,6})?(\.post[0-9]{1,6})?(\.dev[0-9]{1,6})?"
+)
+WHEEL_PATTERN: Final = r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+){4}\.whl"
+"""What the file of a wheel may be called."""
 _PARTS: Final = re.compile(
     r"(?P<release>\d+(?:\.\d+)*)(?:(?P<stage>a|b|rc)(?P<stage_number>\d+))?"
     r"(?:\.post(?P<post>\d+))?(?:\.dev(?P<dev>\d+))?"
@@ -20,7 +24,7 @@ _END: Final = 1 << 30
 
 def is_number(text: str) -> bool:
     """Tell whether a text is a version number as described."""
-    return re.fullmatch(PATTERN, text) is not None
+    return re.fullmatch(NUMBER_PATTERN, text) is not None
 
 
 def newer(one: str, other: str) -> bool:

@@ -22,9 +22,8 @@ import msgspec
 
 from ffm_common.errors import PathUnwritable, ReleaseInvalid
 from ffm_common.files import sync_folder
-from ffm_common.numbering import is_number
+from ffm_common.numbering import WHEEL_PATTERN, is_number
 
-NAME_PATTERN: Final = r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+){4}\.whl"
 MAX_FILES: Final = 20_000
 _BLOCK: Final = 1 << 20
 _MAX_TEXT: Final = 8 << 20
@@ -115,7 +114,7 @@ def _tags(name: str) -> Wheel:
 
     Of several tags, such as ``py2.py3`` or two platforms, the last counts.
     """
-    if re.fullmatch(NAME_PATTERN, name) is None:
+    if re.fullmatch(WHEEL_PATTERN, name) is None:
         raise ReleaseInvalid(f"{name} is not the name of a wheel")
     package, version, python, abi, platform = name.removesuffix(".whl").split("-")
     if not is_number(version):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.commands import members as cli_members
+from hub.commands import release as cli_release
 from hub.commands import versions as cli_versions
 
 
@@ -30,6 +31,7 @@ def add_commands(commands: Any) -> None:
     step.set_defaults(run=_export_step)
     cli_versions.add_commands(actions)
     cli_members.add_commands(actions)
+    cli_release.add_commands(actions)
 
 
 def _run(arguments: argparse.Namespace) -> int:

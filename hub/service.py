@@ -52,6 +52,8 @@ from hub.making.maker import Made, Maker
 from hub.making.public_files import PublicFiles
 from hub.meter import Meter
 from hub.presence import GONE, Presence
+from hub.release.bundle import RELEASES
+from hub.release.shelf import Shelf
 from hub.rounds import Round
 from hub.selection import Selection
 from hub.switching.idle import Quiet
@@ -145,6 +147,14 @@ class Hub:
             self._store,
             self._base.base_digest,
         )
+        self._shelf = Shelf(
+            self._folder / RELEASES,
+            self._topics,
+            lambda topic, payload: self._session.publish(topic, payload, retain=True),
+            self._store,
+            enrolled=self._trusting.enrolled,
+            spread_s=self._spread_s,
+        )
         self._inspect_at = time.monotonic() + _INSPECT_S
         self._intake = Intake(
             self._registry,
@@ -212,6 +222,7 @@ class Hub:
                     lambda now=now: self._measure(now),
                     lambda now=now: self._inspect(now),
                     lambda now=now: self._public.look(now),
+                    lambda now=now: self._shelf.look(now),
                 ):
                     with self._trouble.contained():
                         turn()
@@ -343,6 +354,7 @@ class Hub:
                     log.error("%s", BrokerLimit(f"the broker takes {limit} bytes a packet").line())
                 self._announcer.repeat()
                 self._publish_manifest()
+                self._shelf.announce()
             case Disconnected(reason=reason):
                 log.warning("lost the broker (%s); reconnecting", reason)
             case Received(topic=topic, payload=payload):
@@ -382,7 +394,8 @@ class Hub:
                 ours = any(row.blob == get.digest for row in self._registry.chain)
                 if ours and not self._store.has(get.digest):
                     self._inspect_at = 0.0
-                serve(self._topics, agent, get, self._store, self._session.publish)
+                store = self._shelf.store(get.digest)
+                serve(self._topics, agent, get, store, self._session.publish)
             case MessageRoute(agent=agent, kind="renew"):
                 asked = messages.decode(payload, Renew)
                 self._reception.renew(agent, asked, self._session.publish)
@@ -548,6 +561,9 @@ class Hub:
             self._publish_manifest()
 
     # -- what others see ------------------------------------------------------------------------
+
+    def _spread_s(self, size: int) -> float:
+        return self._config.network.spread_s(size, len(self._ledger.agents()))
 
     def _publish_manifest(self) -> None:
         self._announcer.manifest(open=self._finished_at is None)

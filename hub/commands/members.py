@@ -66,7 +66,7 @@ def _invite(arguments: argparse.Namespace) -> int:
 
     if not 0 < arguments.hours <= _MOST_HOURS:
         raise ConfigInvalid(f"--hours: {arguments.hours} is not above 0 and at most a year's")
-    located = _located(arguments)
+    located = located_of(arguments)
     with _members(located) as members:
         where = place.told(place.find(located), arguments.host)
         if arguments.agent is not None:
@@ -98,7 +98,7 @@ def _invite(arguments: argparse.Namespace) -> int:
 
 
 def _agents(arguments: argparse.Namespace) -> int:
-    located = _located(arguments)
+    located = located_of(arguments)
     with _members(located) as members:
         found = members.all()
     came = _last_came(located)
@@ -113,7 +113,7 @@ def _agents(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    with _members(_located(arguments)) as members:
+    with _members(located_of(arguments)) as members:
         members.revoke(arguments.agent, _printable(arguments.why))
     sys.stdout.write(
         f"{arguments.agent} is revoked: a running hub cuts it off within two seconds\n"
@@ -126,7 +126,7 @@ def _access(arguments: argparse.Namespace) -> int:
     from hub.trust.access import Access
     from hub.trust.authority import Authority
 
-    located = _located(arguments)
+    located = located_of(arguments)
     folder = arguments.folder.resolve()
     with _members(located) as members:
         authority = Authority(_identity(located), located.config.federation)
@@ -143,7 +143,7 @@ def _access(arguments: argparse.Namespace) -> int:
 def _backup(arguments: argparse.Namespace) -> int:
     from hub.trust.backup import backup
 
-    located = _located(arguments)
+    located = located_of(arguments)
     backup(_identity(located), located.config.federation, arguments.folder)
     sys.stdout.write(
         f"{arguments.folder}: the identity of the hub of {located.config.federation}; whoever has "
@@ -157,7 +157,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     from ffm_common.lock import FolderLock
     from hub.trust.backup import restore
 
-    located = _located(arguments)
+    located = located_of(arguments)
     lock = FolderLock(make_folder(located.folder))
     try:
         found = restore(arguments.folder, _identity(located), located.config.federation)
@@ -170,7 +170,8 @@ def _restore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _located(arguments: argparse.Namespace) -> Located:
+def located_of(arguments: argparse.Namespace) -> Located:
+    """Give the configuration of a federation of members."""
     from ffm_common.errors import ConfigInvalid
     from hub import config
 

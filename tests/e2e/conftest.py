@@ -71,12 +71,14 @@ def _examples(count: int, *, seed: int, notes: int = 1) -> list[Example]:
 class Started:
     """An `ffm` process that a test has started; what it says goes to `log`."""
 
-    def __init__(self, command: Sequence[str], log: Path, *, town: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, *, town: Path, module: str = "ffm"
+    ) -> None:
         self._log = log
         self._output = log.with_suffix(".out")
         with log.open("ab") as sink, self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                tied([sys.executable, "-m", "ffm", *command]),  # ends even with a killed pytest
+                tied([sys.executable, "-m", module, *command]),  # ends even with a killed pytest
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=sink,
@@ -177,8 +179,9 @@ class Town:
         path.write_text(to_toml({key: one for key, one in config.items() if one is not None}))
         return path
 
-    def start(self, *command: str, log: str) -> Started:
-        started = Started(command, self.folder / f"{log}.log", town=self.folder)
+    def start(self, *command: str, log: str, module: str = "ffm") -> Started:
+        path = self.folder / f"{log}.log"
+        started = Started(command, path, town=self.folder, module=module)
         self._all.append(started)
         return started
 

@@ -1,0 +1,1 @@
+"""Software for the boards: wheels that the hub announces, signed, and hands out."""
