@@ -45,7 +45,7 @@ HEARD_VARIABLE: Final = "FFM_HEARD_FD"
 STARTS: Final = 3
 
 _HEARD_S, _STEADY_S = 300.0, 300.0
-_PAUSE_S: Final = 1.0
+_PAUSE_S: Final = 0.2
 _PATIENCE_S: Final = 20.0
 _LOOK_S: Final = 0.1
 

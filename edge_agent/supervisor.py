@@ -193,7 +193,8 @@ class Supervisor:
         try:
             while not (self._stopping or self._updating.switched):
                 status = self._announcer.state.status
-                busy = self._training.running or status in {"downloading", "uploading"}
+                busy = self._training.running or self._updating.busy
+                busy = busy or status in {"downloading", "uploading"}
                 event = self._session.next(_BUSY_TICK_S if busy else _IDLE_TICK_S)
                 while event is not None:
                     self._on_event(event)

@@ -313,7 +313,11 @@ class Updating:
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         others = [path for path in paths if path and not Path(path).is_relative_to(prefix)]
         site = str(prefix / self._placed / ffm_launch.SITE)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([site, *others])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([site, *others]),
+            "PYTHONSAFEPATH": "1",  # nothing from whatever folder we are in
+        }
         command = [sys.executable, "-m", "ffm", "agent", "check", "--config", str(self._file)]
         log.info("release %s is unpacked; checking it", release.version)
         self._step = Step(

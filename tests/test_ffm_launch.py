@@ -1,0 +1,257 @@
+"""The launcher with releases of a few lines: real processes, ended in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ffm_launch
+from ffm_common.tied import tied
+
+LAUNCHER = Path(ffm_launch.__file__)
+GOOD = "tell(); wait()"
+DIES = "sys.exit(3)"
+DIES_LATER = "tell(); time.sleep(0.2); sys.exit(4)"
+HANGS = "wait()"
+NEVER = "it was started 3 times and never got through"
+_AGENT = """
+import os, signal, sys, time
+def note(what):
+    with open({notes!r}, "a") as file:
+        file.write({name!r} + what)
+def tell():
+    os.write(int(os.environ["FFM_HEARD_FD"]), b"1")
+def wait():
+    while True:
+        time.sleep(5)
+def leave(*_):
+    note(" left\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+note(" " + " ".join(sys.argv[1:]) + "\\n")
+{body}
+"""
+
+
+class Board:
+    """A board with an installed agent, and releases that came later."""
+
+    def __init__(self, folder: Path) -> None:
+        self.prefix = folder / "releases"
+        self.prefix.mkdir()
+        self._installed = folder / "installed"
+        self._notes = folder / "notes"
+        self._log = folder / "log"
+        self._running: list[subprocess.Popen[bytes]] = []
+        self.write(self._installed, "installed", GOOD)
+
+    def write(self, site: Path, name: str, body: str) -> None:
+        site.mkdir(parents=True)
+        text = _AGENT.format(notes=str(self._notes), name=name, body=body)
+        (site / "ffm.py").write_text(text)
+
+    def place(self, where: str, name: str, body: str) -> None:
+        """Unpack a release."""
+        self.write(self.prefix / where / ffm_launch.SITE, name, body)
+        about = self.prefix / where / ffm_launch.RELEASE
+        about.write_text(json.dumps({"name": name}))
+
+    def start(self, heard_s: float = 0.5, steady_s: float = 0.3) -> subprocess.Popen[bytes]:
+        options = ["--heard-s", str(heard_s), "--steady-s", str(steady_s)]
+        command = [sys.executable, str(LAUNCHER), *options, str(self.prefix), "agent", "run"]
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                tied(command),
+                env={**os.environ, "PYTHONPATH": str(self._installed)},
+                stderr=log,
+            )
+        self._running.append(process)
+        return process
+
+    def notes(self) -> list[str]:
+        """Give what the agents have noted: which it was that began, or left."""
+        return self._notes.read_text().splitlines() if self._notes.exists() else []
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def bad(self) -> dict[str, str]:
+        folder = self.prefix / ffm_launch.BAD
+        return {path.name: path.read_text() for path in sorted(folder.glob("*"))}
+
+    def until(self, what: Callable[[], object]) -> None:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            if what():
+                return
+            time.sleep(0.01)
+        pytest.fail(f"in vain: {self.notes()}\n{self.log()}")
+
+    def until_runs(self, name: str) -> None:
+        self.until(lambda: self.notes()[-1:] == [f"{name} agent run"])
+
+    def close(self) -> None:
+        for process in self._running:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    board = Board(tmp_path)
+    yield board
+    board.close()
+
+
+def ends(process: subprocess.Popen[bytes]) -> int:
+    process.send_signal(signal.SIGTERM)
+    return process.wait(10)
+
+
+def test_what_is_installed_runs_where_no_release_has_come(board: Board) -> None:
+    launcher = board.start()
+    board.until_runs("installed")
+    assert ends(launcher) == 0
+    assert board.notes()[-1] == "installed left"
+
+
+def test_the_exit_status_is_the_agents(board: Board) -> None:
+    board.place("a", "1", DIES)
+    ffm_launch.switch(board.prefix, "a")
+    assert board.start().wait(10) == 3
+
+
+def test_a_release_that_hears_the_hub_and_stays_up_is_in_force(board: Board) -> None:
+    board.place("a", "1", GOOD)
+    ffm_launch.begin_trial(board.prefix, "a")
+    launcher = board.start()
+    board.until(lambda: "release 1 works" in board.log())
+    assert ffm_launch.trial_in(board.prefix) is None
+    assert ends(launcher) == 0
+    assert board.notes() == ["1 agent run", "1 left"]
+    launcher = board.start()
+    board.until_runs("1")
+    assert ends(launcher) == 0
+    assert board.bad() == {}
+
+
+def test_an_agent_that_asks_for_it_is_started_anew_from_the_other_place(board: Board) -> None:
+    sync = str(LAUNCHER.parent)
+    switch = (
+        f"sys.path.append({sync!r}); import ffm_launch; from pathlib import Path\n"
+        "ffm_launch.begin_trial(Path(os.environ['FFM_RELEASES']), 'b'); sys.exit(88)"
+    )
+    board.place("a", "1", switch)
+    board.place("b", "2", GOOD)
+    ffm_launch.switch(board.prefix, "a")
+    launcher = board.start()
+    board.until(lambda: "release 2 works" in board.log())
+    assert ends(launcher) == 0
+    assert board.notes() == ["1 agent run", "2 agent run", "2 left"]
+
+
+@pytest.mark.parametrize(
+    ("body", "starts", "why"),
+    [
+        (DIES, 3, NEVER),
+        (HANGS, 1, "it did not hear the hub within 0.5 s"),
+        pytest.param(DIES_LATER, 3, NEVER, marks=pytest.mark.long),
+        pytest.param("sys.exit(88)", 3, NEVER, marks=pytest.mark.long),
+        pytest.param("import nothing_of_that_name", 3, NEVER, marks=pytest.mark.long),
+    ],
+)
+def test_a_release_that_fails_goes_back_by_itself_and_is_remembered(
+    board: Board, body: str, starts: int, why: str
+) -> None:
+    board.place("a", "1", GOOD)
+    board.place("b", "2", body)
+    ffm_launch.switch(board.prefix, "a")
+    ffm_launch.begin_trial(board.prefix, "b")
+    launcher = board.start()
+    board.until_runs("1")
+    assert board.notes().count("2 agent run") == starts
+    assert board.bad() == {"2": why}
+    assert f"release 2 has failed: {why}; going back" in board.log()
+    assert ffm_launch.trial_in(board.prefix) is None
+    assert ends(launcher) == 0
+
+
+def test_the_first_release_goes_back_to_what_is_installed(board: Board) -> None:
+    board.place("a", "1", HANGS)
+    ffm_launch.begin_trial(board.prefix, "a")
+    launcher = board.start(heard_s=0.2)
+    board.until_runs("installed")
+    assert not (board.prefix / ffm_launch.CURRENT).is_symlink()
+    assert ends(launcher) == 0
+
+
+def test_a_place_that_holds_half_a_release_is_not_run(board: Board) -> None:
+    board.place("a", "1", GOOD)
+    ffm_launch.switch(board.prefix, "a")
+    (board.prefix / "a" / ffm_launch.RELEASE).write_text('{"na')
+    launcher = board.start()
+    board.until_runs("installed")
+    assert ends(launcher) == 0
+
+
+def test_who_stops_the_board_in_mid_trial_counts_against_no_release(board: Board) -> None:
+    board.place("a", "1", GOOD)
+    ffm_launch.begin_trial(board.prefix, "a")
+    for number in range(ffm_launch.STARTS + 1):
+        launcher = board.start(steady_s=60)
+        board.until(lambda at=number: board.notes().count("1 agent run") == at + 1)
+        assert ends(launcher) == 0
+    trial = ffm_launch.trial_in(board.prefix)
+    assert trial is not None
+    assert trial["starts"] == 0
+
+
+def test_power_that_goes_again_and_again_in_mid_trial_ends_in_what_worked(board: Board) -> None:
+    board.place("a", "1", GOOD)
+    ffm_launch.begin_trial(board.prefix, "a")
+    for number in range(ffm_launch.STARTS):
+        launcher = board.start(steady_s=60)
+        board.until(lambda at=number: board.notes().count("1 agent run") == at + 1)
+        launcher.kill()
+        launcher.wait()
+        # The kernel ends the agent with its launcher, or the next would find its folder busy.
+        board.until(lambda at=number: board.notes().count("1 left") == at + 1)
+    board.start()
+    board.until_runs("installed")
+
+
+def test_where_no_start_can_be_counted_nothing_is_tried(board: Board) -> None:
+    board.place("a", "1", GOOD)
+    board.place("b", "2", GOOD)
+    ffm_launch.switch(board.prefix, "a")
+    ffm_launch.begin_trial(board.prefix, "b")
+    (board.prefix / f"{ffm_launch.TRIAL}.new").mkdir()  # as good as a full disk, for root, too
+    launcher = board.start()
+    board.until_runs("1")
+    assert "no release is tried" in board.log()
+    assert ends(launcher) == 0
+    assert ffm_launch.in_force(board.prefix) == "b"
+
+
+def test_two_agents_do_not_share_their_releases(board: Board) -> None:
+    board.start()
+    board.until_runs("installed")
+    assert board.start().wait(10) == 1
+    assert "[folder-busy]" in board.log()
+
+
+def test_it_starts_in_little_memory_and_time() -> None:
+    code = "import ffm_launch, sys; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    ours = {"ffm", "edge_agent", "federation", "ffm_common", "msgspec", "subprocess"}
+    assert not ours & set(done.stdout.split())
