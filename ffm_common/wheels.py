@@ -164,9 +164,10 @@ def _walk(archive: zipfile.ZipFile, folder: Path | None, at_most: int | None = N
     digests = {row[0]: row[1] for row in rows if len(row) == 3}  # noqa: PLR2004 -- and the size
     folders = set()
     for member in members:
-        target = None if folder is None else _target(folder, member.filename)
-        if folder is not None and target is None:
+        where = _target(folder or Path(), member.filename)
+        if folder is not None and where is None:
             continue
+        target = None if folder is None else where
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             folders.add(target.parent)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,9 @@ class Board:
     def notes(self) -> list[str]:
         """Give what the agents have noted: which it was that began, or left."""
         return self._notes.read_text().splitlines() if self._notes.exists() else []
+
+    def has_noted(self, line: str, times: int) -> bool:
+        return self.notes().count(line) == times
 
     def log(self) -> str:
         return self._log.read_text()
@@ -207,7 +211,7 @@ def test_who_stops_the_board_in_mid_trial_counts_against_no_release(board: Board
     ffm_launch.begin_trial(board.prefix, "a")
     for number in range(ffm_launch.STARTS + 1):
         launcher = board.start(steady_s=60)
-        board.until(lambda at=number: board.notes().count("1 agent run") == at + 1)
+        board.until(partial(board.has_noted, "1 agent run", number + 1))
         assert ends(launcher) == 0
     trial = ffm_launch.trial_in(board.prefix)
     assert trial is not None
@@ -219,11 +223,11 @@ def test_power_that_goes_again_and_again_in_mid_trial_ends_in_what_worked(board:
     ffm_launch.begin_trial(board.prefix, "a")
     for number in range(ffm_launch.STARTS):
         launcher = board.start(steady_s=60)
-        board.until(lambda at=number: board.notes().count("1 agent run") == at + 1)
+        board.until(partial(board.has_noted, "1 agent run", number + 1))
         launcher.kill()
         launcher.wait()
         # The kernel ends the agent with its launcher, or the next would find its folder busy.
-        board.until(lambda at=number: board.notes().count("1 left") == at + 1)
+        board.until(partial(board.has_noted, "1 left", number + 1))
     board.start()
     board.until_runs("installed")
 

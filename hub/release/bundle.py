@@ -55,6 +55,8 @@ def make(folder: Path, federation: str, paths: Sequence[Path], *, downgrade: boo
     """
     read = [wheels.read(path) for path in paths]
     first = _ours(paths, read)
+    python = _only(paths, [one.python for one in read])
+    machine = _only(paths, [one.machine for one in read])
     with contextlib.closing(FolderLock(make_folder(folder))):
         before = _numbers(folder)
         issued = max([time.time_ns() // 1_000_000, *(number + 1 for number in before)])
@@ -66,8 +68,8 @@ def make(folder: Path, federation: str, paths: Sequence[Path], *, downgrade: boo
             federation=federation,
             version=read[first].version if paths else "0",
             wheels=tuple(_keep(store, paths[index]) for index in order),
-            python=_only(paths, [one.python for one in read]),
-            machine=_only(paths, [one.machine for one in read]),
+            python=python,
+            machine=machine,
             unpacked=sum(one.unpacked for one in read),
             downgrade=downgrade,
             issued=issued,

@@ -171,7 +171,7 @@ def test_it_is_fetched_while_the_agent_works_and_unpacked_when_it_does_not(
     assert list(prefix.iterdir()) == []
     agent.ticks()
     assert agent.updating.busy
-    until(agent, lambda: not agent.updating.busy)
+    until(agent, lambda: bool(agent.told) or agent.updating.switched)
     assert ffm_launch.name(prefix, "a") == "9.0.0-5"
     assert agent.fetched() == []
 
