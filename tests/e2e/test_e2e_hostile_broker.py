@@ -28,6 +28,8 @@ from federation.messages import (
     Need,
     Offer,
     Reject,
+    Release,
+    ReleasedWheel,
     Renew,
     Vote,
     decode,
@@ -192,6 +194,21 @@ def test_nobody_else_can_say_which_version_is_the_newest(hostile: Arena) -> None
     with hostile.unchanged():
         refused = hostile.attacks(ANN, *messages, retain=True)
     assert refused == {(HUB, FORGED): len(messages)}
+
+
+def test_nobody_else_can_release_software(hostile: Arena) -> None:
+    wheel = ReleasedWheel(blob="a" * 64, size=9, name="ffm_edge-99-py3-none-any.whl")
+    issued = time.time_ns() // 1_000_000
+    evil = Release(federation=TOPICS.federation, version="99", wheels=(wheel,), issued=issued)
+    messages = [
+        *forged(hostile, TOPICS.release, evil, of_hub=True),
+        (TOPICS.release, hostile.said(TOPICS.hub_state)[-1]),
+        (TOPICS.release, hubs_voice(hostile).sign(TOPICS.manifest, encode(evil))),
+    ]
+    with hostile.unchanged():
+        refused = hostile.attacks(ANN, *messages, retain=True)
+    assert refused == {(HUB, FORGED): len(messages)}
+    assert hostile.agents[ANN].it._journal.entry.released == 0
 
 
 def hubs_voice(hostile: Arena) -> Voice:
