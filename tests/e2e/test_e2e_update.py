@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import ffm_launch
+from ffm_common.files import sha256_bytes, sha256_file
 from hub.broker import find_mosquitto
 from tests import released
 
@@ -28,6 +29,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return released.build(tmp_path_factory.mktemp("wheel"))
 
 
+def base_of_another_kind(folder: Path) -> Path:
+    """Write a base that the federation does not use: with it an agent has nothing to train."""
+    folder.mkdir()
+    (folder / "note.txt").write_text("no model")
+    files = {"note.txt": sha256_file(folder / "note.txt")}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in files.items())
+    digest = sha256_bytes(lines.encode())
+    about = {"digest": digest, "weights": "nf4", "source": "none", "files": files}
+    (folder / "base.json").write_text(json.dumps(about))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def town(new_town: NewTown) -> Iterator[Town]:
     """Give a town of members whose agent, kitchen, may update itself."""
@@ -36,7 +49,8 @@ def town(new_town: NewTown) -> Iterator[Town]:
         town.write_hub(trust="enrolled", door={"port": 0}, public=public)
         town.start_hub()
         town.until((town.folder / "hub/state/door.json").exists, "the door is open", 30)
-        town.write_agent("kitchen", broker=None, update={"auto": True})
+        other = base_of_another_kind(town.folder / "other")
+        town.write_agent("kitchen", broker=None, base=str(other), update={"auto": True})
         invited = town.start("hub", "invite", "--config", "hub/hub.toml", "--json", log="invite")
         assert invited.wait() == 0, invited.said()
         token = json.loads(invited.output())["token"]
