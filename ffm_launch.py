@@ -44,10 +44,12 @@ PREFIX_VARIABLE: Final = "FFM_RELEASES"
 HEARD_VARIABLE: Final = "FFM_HEARD_FD"
 STARTS: Final = 3
 
-_HEARD_S, _STEADY_S = 300.0, 300.0
+# Below the 300 s after which systemd ends what says nothing.
+_HEARD_S, _STEADY_S = 240.0, 300.0
 _PAUSE_S: Final = 0.2
 _PATIENCE_S: Final = 20.0
 _LOOK_S: Final = 0.1
+_LEAF: Final = "ffm-agent"
 
 
 def in_force(prefix: Path) -> str:
@@ -320,6 +322,34 @@ def _end_with(parent: int) -> None:
         os._exit(127)
 
 
+def _step_aside() -> None:
+    """Go into a leaf of the cgroup that systemd has handed over, where it has.
+
+    The agent gives its workers cgroups below that, and the kernel wants it empty of processes then
+    (profiles/cgroups.py, which knows the leaf by its name).
+    """
+    with contextlib.suppress(OSError):
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        points = [fields[1] for fields in mounts if fields[2] == "cgroup2"]
+        owns = [
+            line.removeprefix("0::/")
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::/")
+        ]
+        for point, own in zip(points[:1], owns, strict=False):
+            base = Path(point) / own
+            if base.name != _LEAF and _handed_over(base):
+                (base / _LEAF).mkdir(exist_ok=True)
+                (base / _LEAF / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _handed_over(folder: Path) -> bool:
+    for attribute in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            return os.getxattr(folder, attribute) == b"1"
+    return False
+
+
 def main() -> int:
     """Run; give the exit status."""
     parser = argparse.ArgumentParser(
@@ -355,6 +385,7 @@ def main() -> int:
     except OSError as error:
         say(f"cannot use {prefix}: {error.strerror} [path-unwritable]")
         return 2
+    _step_aside()
     launcher = Launcher(prefix, arguments.command, arguments.heard_s, arguments.steady_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, launcher.stop)

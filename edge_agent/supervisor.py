@@ -304,12 +304,17 @@ class Supervisor:
         self._limited = limited
 
     def _move_on(self) -> None:
-        if self._silent or self._limited:
+        if self._mute:
             return
         self._uploader.on_connected()
         self._downloader.on_connected()
         self._updating.on_connected()
         self._say_vote()
+
+    @property
+    def _mute(self) -> bool:
+        """Whether the profile, or the broker's limit, has it say nothing."""
+        return self._silent or self._limited
 
     def _hold(self) -> None:
         self._uploader.hold()
@@ -395,7 +400,7 @@ class Supervisor:
 
         Nobody waits for a vote, and so nobody answers one.
         """
-        if self._vote is not None and not (self._silent or self._limited):
+        if self._vote is not None and not self._mute:
             topic = self._topics.up(self._config.id, "vote")
             self._session.publish(topic, messages.encode(self._vote))
 
@@ -428,7 +433,7 @@ class Supervisor:
         self._updating.tick(
             now,
             free=not (self._training.running or self._care.pauses),
-            in_touch=self._session.connected and self._hub_there,
+            in_touch=self._session.connected and self._hub_there and not self._mute,
         )
 
     def _chosen(self, manifest: Manifest) -> bool:

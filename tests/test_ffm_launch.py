@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -250,6 +251,39 @@ def test_two_agents_do_not_share_their_releases(board: Board) -> None:
     board.until_runs("installed")
     assert board.start().wait(10) == 1
     assert "[folder-busy]" in board.log()
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """Give a cgroup as systemd hands one over; only root can make one here."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    folders = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
+    folder = (folders or [Path("/nowhere")])[0] / f"ffm-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        os.setxattr(folder, "trusted.delegate", b"1")
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    yield folder
+    for one in (folder / "ffm-agent", folder):
+        if one.exists():
+            one.rmdir()
+
+
+def test_a_cgroup_that_was_handed_over_is_left_to_the_agent_to_divide(
+    board: Board, cgroup: Path
+) -> None:
+    said = "print(open('/proc/self/cgroup').read(), file=open(sys.argv[-1], 'w')); wait()"
+    board.place("a", "1", said)
+    ffm_launch.switch(board.prefix, "a")
+    report = board.prefix.parent / "report"
+    command = [sys.executable, str(LAUNCHER), str(board.prefix), "agent", str(report)]
+    enter = f"echo $$ > {cgroup}/cgroup.procs && exec {shlex.join(command)}"
+    launcher = subprocess.Popen(tied(["/bin/sh", "-c", enter]))
+    board.until(lambda: report.exists() and report.read_text())
+    assert f"0::/{cgroup.name}/ffm-agent\n" in report.read_text()
+    assert (cgroup / "cgroup.procs").read_text() == ""
+    assert ends(launcher) == 0
 
 
 def test_it_starts_in_little_memory_and_time() -> None:

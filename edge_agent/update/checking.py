@@ -46,7 +46,11 @@ def check(path: Path) -> None:
 
 def _unmet() -> Iterator[str]:
     """Name what an idle agent needs and has not; only lower and upper bounds are looked at."""
-    for line in metadata.requires(PACKAGE) or []:
+    try:
+        lines = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:  # run from its sources
+        return
+    for line in lines:
         found = _REQUIREMENT.fullmatch(line)
         if found is None or found["marker"]:  # of an extra, which is used where it is installed
             continue

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import ffm
-from edge_agent.update import checking
 from edge_agent.update.checking import check
 from ffm_common.errors import LedgerBroken, ProfileUnknown, ReleaseUnsuited
 
@@ -53,7 +52,7 @@ def test_what_it_would_stumble_over_is_named(
 def test_a_package_that_is_missing_or_too_old_is_named(
     file: Path, monkeypatch: pytest.MonkeyPatch, needs: str, said: str
 ) -> None:
-    monkeypatch.setattr(checking.metadata, "requires", lambda _: [needs])
+    monkeypatch.setattr(metadata, "requires", lambda _: [needs])
     with pytest.raises(ReleaseUnsuited, match=said):
         check(file)
 
@@ -61,5 +60,5 @@ def test_a_package_that_is_missing_or_too_old_is_named(
 def test_what_an_extra_needs_is_not_asked_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has = metadata.version("msgspec")
     needed = ['nothing-of-that-name>=3 ; extra == "train"', f"msgspec>={has}", "msgspec<99"]
-    monkeypatch.setattr(checking.metadata, "requires", lambda _: needed)
+    monkeypatch.setattr(metadata, "requires", lambda _: needed)
     check(file)
