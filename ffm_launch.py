@@ -8,11 +8,13 @@
     PREFIX/current       symbolic link to the one in force; without it, what is installed runs
     PREFIX/trial         there while the one in force has still to show that it works
     PREFIX/bad/NAME      a release that has failed, and why; an agent does not take it again
+    PREFIX/ends          how often the one in force has ended in a row before it heard the hub
 
 An agent that has put a release into the idle place writes `trial`, sets `current`, and ends with
 status 88. The release on trial then has to hear the hub in time, of which it tells by a byte in a
 pipe, and to stay up for a while after. If it hangs, or has ended three times, the other one runs
-again. Whatever is cut off in between, the next start goes on with.
+again; so it does where one that was in force no longer gets as far as that. Whatever is cut off in
+between, the next start goes on with.
 
 This file imports nothing of ours, and what runs is the copy that was installed, not a release's: no
 release can break it. Linux and other systems with fork; a group of processes is left to systemd.
@@ -36,6 +38,7 @@ PLACES: Final = ("a", "b")
 CURRENT: Final = "current"
 TRIAL: Final = "trial"
 BAD: Final = "bad"
+ENDS: Final = "ends"
 RELEASE: Final = "release.json"
 SITE: Final = "site"
 RESTART: Final = 88
@@ -43,6 +46,7 @@ RESTART: Final = 88
 PREFIX_VARIABLE: Final = "FFM_RELEASES"
 HEARD_VARIABLE: Final = "FFM_HEARD_FD"
 STARTS: Final = 3
+_OUR_ERROR: Final = 2  # a file or a name must change first: no release's fault
 
 # Below the 300 s after which systemd ends what says nothing.
 _HEARD_S, _STEADY_S = 240.0, 300.0
@@ -202,7 +206,11 @@ class Launcher:
             if self._stopping:  # it was asked for while there was no child yet
                 self._send(signal.SIGTERM)
             try:
-                status = self._wait() if trial is None else self._try(place, trial, heard)
+                if trial is not None:
+                    status = self._try(place, trial, heard)
+                else:
+                    status = self._wait()
+                    self._note_end(place, heard, status)
             finally:
                 os.close(heard)
             if self._stopping or status not in {None, RESTART}:
@@ -222,6 +230,31 @@ class Launcher:
             unproven = trial_in(self._prefix)
             return in_force(self._prefix) if unproven is None else unproven["before"], None
         return in_force(self._prefix), trial
+
+    def _note_end(self, place: str, heard: int, status: int) -> None:
+        """Go back from a release in force that ends again and again before it hears the hub."""
+        if not place or self._stopping or status in {0, _OUR_ERROR, RESTART}:
+            return
+        path, release = self._prefix / ENDS, name(self._prefix, place)
+        with contextlib.suppress(OSError):
+            if os.read(heard, 1):
+                path.unlink(missing_ok=True)
+                return
+            try:
+                before, count = path.read_text().split()
+            except (OSError, ValueError):
+                before, count = "", "0"
+            ends = int(count) + 1 if before == release else 1
+            write(path, f"{release} {ends}")
+            if ends >= STARTS:
+                why = (
+                    f"it ended {ends} times in a row before it had heard the hub, now with {status}"
+                )
+                other = next(one for one in PLACES if one != place)
+                usable = name(self._prefix, other)
+                if not usable or (self._prefix / BAD / usable).exists():
+                    other = ""
+                go_back(self._prefix, {"place": place, "before": other}, why)
 
     def _try(self, place: str, trial: dict[str, Any], heard: int) -> int | None:
         """See a release through its trial, and then to its end; None: the next is to be chosen."""

@@ -189,6 +189,32 @@ def test_a_release_that_fails_goes_back_by_itself_and_is_remembered(
     assert ends(launcher) == 0
 
 
+def test_one_in_force_that_no_longer_starts_goes_back_too(board: Board) -> None:
+    board.place("a", "1", GOOD)
+    board.place("b", "2", DIES)
+    ffm_launch.switch(board.prefix, "b")
+    statuses = [board.start().wait(10) for _ in range(ffm_launch.STARTS)]  # as systemd would
+    assert set(statuses) == {3}
+    launcher = board.start()
+    board.until_runs("1")
+    assert ends(launcher) == 0
+    why = "it ended 3 times in a row before it had heard the hub, now with 3"
+    assert board.bad() == {"2": why}
+
+
+@pytest.mark.parametrize("body", ["sys.exit(2)", "tell(); sys.exit(3)"])
+def test_a_mistake_of_the_owner_s_or_an_end_at_work_is_not_the_release_s_fault(
+    board: Board, body: str
+) -> None:
+    board.place("a", "1", GOOD)
+    board.place("b", "2", body)
+    ffm_launch.switch(board.prefix, "b")
+    for _ in range(ffm_launch.STARTS + 1):
+        board.start().wait(10)
+    assert ffm_launch.in_force(board.prefix) == "b"
+    assert board.bad() == {}
+
+
 def test_the_first_release_goes_back_to_what_is_installed(board: Board) -> None:
     board.place("a", "1", HANGS)
     ffm_launch.begin_trial(board.prefix, "a")
