@@ -76,12 +76,12 @@ def in_force(town: Town) -> str:
     return ffm_launch.name(prefix, ffm_launch.in_force(prefix)).partition("-")[0]
 
 
-def takes(town: Town, agent: Started, version: str) -> None:
-    def is_there() -> bool:
-        settled = ffm_launch.trial_in(town.folder / "releases") is None
-        return settled and in_force(town) == version
+def is_settled(town: Town, version: str) -> bool:
+    return ffm_launch.trial_in(town.folder / "releases") is None and in_force(town) == version
 
-    town.until(is_there, f"{version} runs")
+
+def takes(town: Town, agent: Started, version: str) -> None:
+    town.until(lambda: is_settled(town, version), f"{version} runs")
     agent.send(signal.SIGTERM)
     assert agent.wait() == 0
 
@@ -186,11 +186,16 @@ def test_killed_at_any_step_of_an_update_the_board_comes_back_and_takes_it(
 def is_killed_at(town: Town, step: Callable[[str], bool], new: Path, version: str) -> bool:
     """Release a version, and kill all of the agent when a step is reached; tell whether it was."""
     before = in_force(town)
-    agent = launch(town, f"{version}-killed")
+    agent = launch(town, f"{version}-killed", steady_s=2.0)
     town.until(lambda: "connected to the broker" in agent.said(), "the agent is there")
     release(town, str(new))
-    town.until(lambda: step(agent.said()) or in_force(town) == version, "the step")
-    reached = step(agent.said())
+
+    def how_far() -> str:
+        if step(agent.said()):
+            return "reached"
+        return "over" if is_settled(town, version) else ""
+
+    reached = town.until(how_far, "the step") == "reached"
     below = [*agent.children("ffm"), *agent.children("edge_agent")]
     agent.send(signal.SIGKILL)
     for process in below:
