@@ -52,7 +52,6 @@ from hub.making.maker import Made, Maker
 from hub.making.public_files import PublicFiles
 from hub.meter import Meter
 from hub.presence import GONE, Presence
-from hub.release.bundle import RELEASES
 from hub.release.shelf import Shelf
 from hub.rounds import Round
 from hub.selection import Selection
@@ -147,14 +146,8 @@ class Hub:
             self._store,
             self._base.base_digest,
         )
-        self._shelf = Shelf(
-            self._folder / RELEASES,
-            self._topics,
-            lambda topic, payload: self._session.publish(topic, payload, retain=True),
-            self._store,
-            enrolled=self._trusting.enrolled,
-            spread_s=self._spread_s,
-        )
+        enrolled = self._trusting.enrolled
+        self._shelf = Shelf(located, self._store, self._ledger, enrolled=enrolled)
         self._inspect_at = time.monotonic() + _INSPECT_S
         self._intake = Intake(
             self._registry,
@@ -222,7 +215,7 @@ class Hub:
                     lambda now=now: self._measure(now),
                     lambda now=now: self._inspect(now),
                     lambda now=now: self._public.look(now),
-                    lambda now=now: self._shelf.look(now),
+                    lambda now=now: self._shelf.look(now, self._session),
                 ):
                     with self._trouble.contained():
                         turn()
@@ -354,7 +347,7 @@ class Hub:
                     log.error("%s", BrokerLimit(f"the broker takes {limit} bytes a packet").line())
                 self._announcer.repeat()
                 self._publish_manifest()
-                self._shelf.announce()
+                self._shelf.repeat()
             case Disconnected(reason=reason):
                 log.warning("lost the broker (%s); reconnecting", reason)
             case Received(topic=topic, payload=payload):
@@ -394,8 +387,9 @@ class Hub:
                 ours = any(row.blob == get.digest for row in self._registry.chain)
                 if ours and not self._store.has(get.digest):
                     self._inspect_at = 0.0
-                store = self._shelf.store(get.digest)
-                serve(self._topics, agent, get, store, self._session.publish)
+                serve(
+                    self._topics, agent, get, self._shelf.store(get.digest), self._session.publish
+                )
             case MessageRoute(agent=agent, kind="renew"):
                 asked = messages.decode(payload, Renew)
                 self._reception.renew(agent, asked, self._session.publish)
@@ -561,9 +555,6 @@ class Hub:
             self._publish_manifest()
 
     # -- what others see ------------------------------------------------------------------------
-
-    def _spread_s(self, size: int) -> float:
-        return self._config.network.spread_s(size, len(self._ledger.agents()))
 
     def _publish_manifest(self) -> None:
         self._announcer.manifest(open=self._finished_at is None)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from federation import messages
+from federation.connection.session import Session
 from federation.messages import Release
 from federation.topics import Topics
 from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import chunk_count
 from ffm_common.errors import LedgerBroken
+from hub.config import Located
 from hub.release import bundle
+from hub.versions.ledger import Ledger
 
 log = logging.getLogger("ffm.hub")
 
@@ -26,78 +28,76 @@ class Shelf:
 
     Parameters
     ----------
-    folder
-        Where they are.
-    topics, publish
-        How one is announced, retained.
+    located
+        The hub's configuration.
     store
         Holds everything else that the hub hands out.
+    ledger
+        Knows how many agents there are, who shall not all fetch at once.
     enrolled
         Only a federation of members has releases: in another, nobody could tell whose they are.
-    spread_s
-        Gives how long all agents take to fetch so many bytes each, in seconds.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        topics: Topics,
-        publish: Callable[[str, bytes], object],
-        store: BlobStore,
-        *,
-        enrolled: bool,
-        spread_s: Callable[[int], float],
+        self, located: Located, store: BlobStore, ledger: Ledger, *, enrolled: bool
     ) -> None:
-        self._folder = folder
-        self._topics = topics
-        self._publish = publish
+        self._folder = located.folder / bundle.RELEASES
+        self._network = located.config.network
+        self._topic = Topics(located.config.federation).release
         self._others = store
-        self._store: BlobStore | None = None
+        self._ledger = ledger
         self._enrolled = enrolled
-        self._spread_s = spread_s
         self._number = 0
         self._release: Release | None = None
+        self._store: BlobStore | None = None
+        self._said = True  # whether the broker has been told
         self._look_at = float("-inf")
 
-    def look(self, now: float) -> None:
+    @property
+    def chunks(self) -> int:
+        """How many chunks a board has to fetch for the release."""
+        wheels = () if self._release is None else self._release.wheels
+        return sum(chunk_count(wheel.size) for wheel in wheels)
+
+    def repeat(self) -> None:
+        """Have it announced again: the broker may have forgotten."""
+        self._said = False
+
+    def look(self, now: float, session: Session) -> None:
         """See whether another release counts now, and announce it."""
         if now < self._look_at or not self._enrolled:
             return
         self._look_at = now + _LOOK_S
         found = bundle.newest(self._folder)
-        if found is None or found[0] == self._number:
-            return
-        self._number, folder = found
-        self._release, self._store = None, None
+        if found is not None and found[0] != self._number:
+            self._number = found[0]
+            self._take(BlobStore(found[1]))
+        if self._release is not None and not self._said:
+            size = sum(wheel.size for wheel in self._release.wheels)
+            spread_s = self._network.spread_s(size, len(self._ledger.agents()))
+            said = msgspec.structs.replace(self._release, spread_s=spread_s)
+            mid = session.publish(self._topic, messages.encode(said), retain=True)
+            self._said = mid is not None
+
+    def _take(self, store: BlobStore) -> None:
+        self._release, self._store, self._said = None, store, False
         try:
-            self._release = bundle.load(folder)
+            release = bundle.load(store.folder)
         except LedgerBroken as error:
             log.error("%s", error.line())
             return
-        self._store = BlobStore(folder)
-        whole = [self._store.whole(wheel.blob) for wheel in self._release.wheels]
-        if not all(whole):
-            log.error("release %s is damaged on this disk: announce it anew", self._release.name)
-            self._release = None
+        if not all(store.whole(wheel.blob) for wheel in release.wheels):
+            log.error("release %s is damaged on this disk: announce it anew", release.name)
             return
-        what = f"release {self._release.version} is announced"
-        log.info("%s", what if whole else "no release is announced any more")
-        self.announce()
-
-    def announce(self) -> None:
-        """Say which release counts, if one ever did."""
-        if self._release is not None:
-            size = sum(wheel.size for wheel in self._release.wheels)
-            said = msgspec.structs.replace(self._release, spread_s=self._spread_s(size))
-            self._publish(self._topics.release, messages.encode(said))
+        self._release = release
+        if release.wheels:
+            log.info("release %s is announced", release.version)
+        else:
+            log.info("no release is announced any more")
 
     def store(self, digest: str) -> BlobStore:
         """Give where a blob is to be looked for."""
-        release = self._release
-        if (
-            release is not None
-            and self._store is not None
-            and any(digest == wheel.blob for wheel in release.wheels)
-        ):
+        wheels = () if self._release is None else self._release.wheels
+        if self._store is not None and any(digest == wheel.blob for wheel in wheels):
             return self._store
         return self._others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from federation.topics import Topics
 from federation.transfer.blobs import BlobStore
 from ffm_common.errors import FolderBusy, ReleaseInvalid
 from ffm_common.lock import FolderLock
+from hub import config
 from hub.release import bundle
 from hub.release.shelf import Shelf
+from hub.versions.ledger import Ledger
 from tests.edge_agent.update.small import small_wheel
 
 TOPICS = Topics("home")
@@ -28,29 +31,54 @@ evaluation = "test.jsonl"
 """
 
 
+class Said:
+    """A session that is connected, or not yet."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.releases: list[Release] = []
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
+        assert topic == TOPICS.release
+        assert retain
+        if not self.connected:
+            return None
+        self.releases.append(decode(payload, Release))
+        return 1
+
+
 class Hub:
     """What of a running hub has to do with releases."""
 
-    def __init__(self, folder: Path, *, enrolled: bool = True) -> None:
-        self.said: list[Release] = []
-        self.others = BlobStore(folder / "blobs")
-        self.now = 0.0
-        self.shelf = Shelf(
-            folder / bundle.RELEASES,
-            TOPICS,
-            self._publish,
-            self.others,
-            enrolled=enrolled,
-            spread_s=lambda size: size / 1000,
-        )
+    def __init__(self, home: Path, *, enrolled: bool = True) -> None:
+        located = config.load(home / "hub.toml")
+        self.others = BlobStore(home / "state/blobs")
+        self._ledger = Ledger(home / "state/ledger.db")
+        self._now = 0.0
+        self.session = Said()
+        self.shelf = Shelf(located, self.others, self._ledger, enrolled=enrolled)
 
-    def _publish(self, topic: str, payload: bytes) -> None:
-        assert topic == TOPICS.release
-        self.said.append(decode(payload, Release))
+    @property
+    def said(self) -> list[Release]:
+        return self.session.releases
 
     def looks(self) -> None:
-        self.now += 10
-        self.shelf.look(self.now)
+        self._now += 10
+        self.shelf.look(self._now, self.session)  # type: ignore[arg-type]
+
+    def connects(self) -> None:
+        self.shelf.repeat()
+        self.looks()
+
+    def close(self) -> None:
+        self._ledger.close()
+
+
+@pytest.fixture
+def hub(home: Path) -> Iterator[Hub]:
+    hub = Hub(home)
+    yield hub
+    hub.close()
 
 
 @pytest.fixture
@@ -65,9 +93,8 @@ def run(home: Path, *arguments: str) -> int:
 
 
 def test_a_release_is_announced_and_its_wheels_handed_out(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub = Hub(home / "state")
     hub.looks()
     assert hub.said == []
     other = small_wheel(home, "3", {"x.py": ""}, package="needed", tags="cp311-cp311-linux_x86_64")
@@ -79,7 +106,8 @@ def test_a_release_is_announced_and_its_wheels_handed_out(
     (said,) = hub.said
     assert (said.version, said.python, said.machine) == ("0.2.0", "3.11", "x86_64")
     assert [wheel.name for wheel in said.wheels] == [ours.name, other.name]
-    assert said.spread_s == sum(wheel.size for wheel in said.wheels) / 1000
+    assert said.spread_s == 0  # nobody is there yet
+    assert hub.shelf.chunks == 2
     assert not said.downgrade
     for wheel in said.wheels:
         store = hub.shelf.store(wheel.blob)
@@ -91,16 +119,20 @@ def test_a_release_is_announced_and_its_wheels_handed_out(
 def test_a_hub_that_starts_anew_announces_it_again(home: Path) -> None:
     assert run(home, str(small_wheel(home, "0.2.0", {})), "--downgrade") == 0
     for _ in range(2):
-        hub = Hub(home / "state")
+        hub = Hub(home)
+        hub.session.connected = False
         hub.looks()
-        hub.shelf.announce()  # it has connected
+        assert hub.said == []
+        hub.session.connected = True
+        hub.looks()
+        hub.connects()
         assert [one.version for one in hub.said] == ["0.2.0", "0.2.0"]
         assert hub.said[0].downgrade
+        hub.close()
 
 
-def test_each_release_has_a_higher_number_and_only_the_last_is_kept(home: Path) -> None:
+def test_each_release_has_a_higher_number_and_only_the_last_is_kept(home: Path, hub: Hub) -> None:
     wheel = str(small_wheel(home, "0.2.0", {}))
-    hub = Hub(home / "state")
     for _ in range(3):
         assert run(home, wheel) == 0
         hub.looks()
@@ -110,8 +142,9 @@ def test_each_release_has_a_higher_number_and_only_the_last_is_kept(home: Path) 
     assert kept == [str(numbers[-1])]
 
 
-def test_a_release_can_be_withdrawn(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hub = Hub(home / "state")
+def test_a_release_can_be_withdrawn(
+    home: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(home, str(small_wheel(home, "0.2.0", {}))) == 0
     hub.looks()
     assert run(home, "--withdraw") == 0
@@ -124,33 +157,31 @@ def test_a_release_can_be_withdrawn(home: Path, capsys: pytest.CaptureFixture[st
 def test_an_open_federation_has_no_releases(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wheel = small_wheel(home, "0.2.0", {})
     assert run(home, str(wheel)) == 0
-    hub = Hub(home / "state", enrolled=False)
-    hub.looks()
-    hub.shelf.announce()
+    hub = Hub(home, enrolled=False)
+    hub.connects()
     assert hub.said == []
+    hub.close()
     (home / "hub.toml").write_text(HUB.format(trust='trust = "open"'))
     assert run(home, str(wheel)) == 2
     assert "[config-invalid]" in capsys.readouterr().err
 
 
 def test_a_wheel_that_the_disk_has_spoiled_is_not_announced(
-    home: Path, caplog: pytest.LogCaptureFixture
+    home: Path, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run(home, str(small_wheel(home, "0.2.0", {}))) == 0
     _, folder = bundle.newest(home / "state/releases") or (0, home)
     (blob,) = BlobStore(folder).digests()
     (folder / blob).write_bytes(b"rot")
-    hub = Hub(home / "state")
     hub.looks()
     assert hub.said == []
     assert "damaged" in caplog.text
 
 
-def test_what_a_killed_command_has_left_half_is_not_seen(home: Path) -> None:
+def test_what_a_killed_command_has_left_half_is_not_seen(home: Path, hub: Hub) -> None:
     folder = home / "state/releases"
     (folder / ".new").mkdir(parents=True)
     (folder / ".new/release.json").write_text("half")
-    hub = Hub(home / "state")
     hub.looks()
     assert hub.said == []
     assert run(home, str(small_wheel(home, "0.2.0", {}))) == 0
