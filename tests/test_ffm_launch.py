@@ -202,6 +202,7 @@ def test_one_in_force_that_no_longer_starts_goes_back_too(board: Board) -> None:
     assert board.bad() == {"2": why}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("body", ["sys.exit(2)", "tell(); sys.exit(3)"])
 def test_a_mistake_of_the_owner_s_or_an_end_at_work_is_not_the_release_s_fault(
     board: Board, body: str
@@ -233,6 +234,7 @@ def test_a_place_that_holds_half_a_release_is_not_run(board: Board) -> None:
     assert ends(launcher) == 0
 
 
+@pytest.mark.long
 def test_who_stops_the_board_in_mid_trial_counts_against_no_release(board: Board) -> None:
     board.place("a", "1", GOOD)
     ffm_launch.begin_trial(board.prefix, "a")
