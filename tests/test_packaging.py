@@ -38,11 +38,15 @@ def contents(wheel: Path) -> dict[str, int]:
 
 
 def in_the_tree() -> set[str]:
-    """Name what belongs into the wheel: our modules, and the profiles of boards."""
+    """Name what belongs into the wheel: whatever is in our packages, data of theirs, too."""
     packages = [package for floor in FLOORS for package in floor if (ROOT / package).is_dir()]
-    modules = [path for package in packages for path in (ROOT / package).rglob("*.py")]
-    boards = (ROOT / "profiles/boards").glob("*.toml")
-    found = {str(path.relative_to(ROOT)) for path in (*modules, *boards)}
+    files = [path for package in packages for path in (ROOT / package).rglob("*")]
+    found = {
+        str(path.relative_to(ROOT))
+        for path in files
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert any(name.startswith("profiles/boards/") for name in found)
     return found | {"ffm.py", "ffm_launch.py"}
 
 
