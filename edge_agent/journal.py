@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ffm_common.errors import LedgerBroken
 from ffm_common.files import write_atomic
+from ffm_common.reading import Unreadable, read_json
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,12 +34,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         The number of its last release that was heard of.
     """
 
-    boot: int = 0
-    since: int = 0
-    trained: str = ""
-    hub: str = ""
-    issued: int = 0
-    released: int = 0
+    boot: Annotated[int, Meta(ge=0, lt=2**53)] = 0
+    since: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    trained: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    hub: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    issued: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    released: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 class Journal:
@@ -45,10 +48,10 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self.entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+            self.entry = read_json(path, Entry)
         except FileNotFoundError:
             self.entry = Entry()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, Unreadable) as error:
             raise LedgerBroken(f"{path}: {error}") from error
 
     def boot(self) -> int:

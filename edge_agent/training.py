@@ -17,6 +17,7 @@ from federation.messages import Manifest, Offer, Vote
 from federation.trust.sealing import Terms
 from ffm_common.errors import FfmError, MessageInvalid
 from ffm_common.files import make_folder, sha256_bytes, write_atomic
+from ffm_common.reading import Unreadable, read_json
 from ffm_common.seeds import derive
 from learning import planning
 from learning.process import Worker
@@ -190,8 +191,8 @@ class Training:
         if self._worker is None or self.begun is None or self._voted:
             return None
         try:
-            measured = msgspec.json.decode((self._work / MEASURED).read_bytes(), type=Measured)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            measured = read_json(self._work / MEASURED, Measured)
+        except (OSError, Unreadable):
             return None  # not yet there, or of a disk that lies: then the worker measures again
         self._voted = True
         return _vote(self.begun, measured)

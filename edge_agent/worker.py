@@ -9,12 +9,14 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from msgspec import Meta
 
 from ffm_common.errors import AdapterInvalid, LossNotFinite, UpdateInvalid, WorkerPaused
 from ffm_common.files import write_atomic
+from ffm_common.reading import Unreadable, read_json
 from ffm_common.task import Task
 from learning import process
 from profiles.calibration import Products
@@ -89,8 +91,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     loss: float
-    accuracy: float
-    examples: int
+    accuracy: Annotated[float, Meta(ge=0, le=1)]
+    examples: Annotated[int, Meta(ge=1, le=2**53)]
 
 
 class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,9 +112,9 @@ class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
         The version, before the first step; None where nothing is held out.
     """
 
-    examples: int
-    losses: tuple[float, ...]
-    seconds: float
+    examples: Annotated[int, Meta(ge=1, le=2**53)]
+    losses: Annotated[tuple[float, ...], Meta(min_length=1)]
+    seconds: Annotated[float, Meta(ge=0)]
     step_seconds: float
     peak_memory_mb: float
     measured: Measured | None = None
@@ -175,8 +177,8 @@ def _measured(job: TrainJob, engine: Engine, held: Shard, path: Path) -> Measure
     """Measure what the engine holds, the version; a worker that goes on finds it in the file."""
     from learning.trainer import evaluate
 
-    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return msgspec.json.decode(path.read_bytes(), type=Measured)
+    with contextlib.suppress(OSError, Unreadable):
+        return read_json(path, Measured)
     most = _BATCHES_MEASURED * job.task.training.batch_size
     most = min(max(most, _FEWEST_MEASURED), _MOST_MEASURED)
     try:

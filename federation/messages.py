@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from ffm_common.errors import MessageInvalid
 from ffm_common.numbering import NUMBER_PATTERN, WHEEL_PATTERN
+from ffm_common.reading import Unreadable, from_json
 from ffm_common.task import Task
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -29,7 +30,7 @@ _ZLIB: Final = b"\x78"  # no JSON starts with an x
 Digest: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9-]{1,64}\Z")]
 Text: TypeAlias = Annotated[str, Meta(max_length=_MAX_TEXT)]
-Code: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Code: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9.-]{1,64}\Z")]
 Label: TypeAlias = Annotated[str, Meta(max_length=128)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Version: TypeAlias = Annotated[int, Meta(ge=-1, le=2**31)]
@@ -84,7 +85,8 @@ class AgentState(Message, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Cut the free text, which often is somebody's error message, to what may be sent."""
-        msgspec.structs.force_setattr(self, "detail", self.detail[:_MAX_TEXT])
+        msgspec.structs.force_setattr(self, "detail", _said(self.detail))
+        msgspec.structs.force_setattr(self, "profile", _said(self.profile))
 
 
 class HubState(Message, frozen=True, kw_only=True):
@@ -102,7 +104,7 @@ class HubState(Message, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Cut the free text to what may be sent."""
-        msgspec.structs.force_setattr(self, "detail", self.detail[:_MAX_TEXT])
+        msgspec.structs.force_setattr(self, "detail", _said(self.detail))
 
 
 class Link(Message, frozen=True, kw_only=True):
@@ -242,7 +244,7 @@ class Reject(Message, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Cut the free text to what may be sent."""
-        msgspec.structs.force_setattr(self, "why", self.why[:_MAX_TEXT])
+        msgspec.structs.force_setattr(self, "why", _said(self.why))
 
 
 class Get(Message, frozen=True, kw_only=True):
@@ -301,9 +303,17 @@ def decode(payload: bytes, kind: type[T]) -> T:
     if payload.startswith(_ZLIB):
         payload = _inflate(payload, kind.__name__)
     try:
-        return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return from_json(payload, kind)
+    except Unreadable as error:
         raise MessageInvalid(f"{kind.__name__}: {error}") from error
+
+
+def _said(text: str) -> str:
+    """Give what of a free text may be sent, and may stand in somebody's log or terminal."""
+    text = text[:_MAX_TEXT]
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _inflate(payload: bytes, name: str) -> bytes:

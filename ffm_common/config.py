@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -12,6 +13,7 @@ import msgspec
 from ffm_common.errors import ConfigInvalid, ConfigMissing, ConfigSyntax
 
 _MAX_BYTES = 1 << 20
+_MOST = 1 << 63
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>[^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<key>[^`]*)`")
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
@@ -23,6 +25,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Subclasses repeat ``frozen=True, kw_only=True``, which msgspec and mypy ask of each class.
     """
 
+
+# tomllib's time and memory grow with the square of a key's parts.
+_MOST_PARTS = 16
+_DEEP_KEY = re.compile(
+    r"(?:^|[\[{,])[ \t]*+"
+    r"""(?:(?:[A-Za-z0-9_-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+)"""
+    rf"{{{_MOST_PARTS}}}",
+    re.MULTILINE,
+)
 
 T = TypeVar("T")
 
@@ -51,17 +62,37 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(raw) > _MAX_BYTES:
         raise ConfigSyntax(f"{path} is larger than {_MAX_BYTES} bytes")
     try:
-        return tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = raw.decode("utf-8")
+        if _DEEP_KEY.search(text):
+            raise ConfigSyntax(f"{path}: a key of more than {_MOST_PARTS} parts")
+        return tomllib.loads(text)
+    except ValueError as error:  # not TOML, not UTF-8, a number of 5000 digits
         raise ConfigSyntax(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise ConfigSyntax(f"{path}: a value is nested too deeply") from error
 
 
 def convert(values: dict[str, Any], kind: type[T], *, source: str) -> T:
     """Turn plain dictionaries into `kind`; `source` is what an error names as the file."""
     try:
-        return msgspec.convert(values, kind)
+        found = msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise ConfigInvalid(f"{source}: {_explain(str(error), kind)}") from error
+    for key in _out_of_reach(values, ""):
+        raise ConfigInvalid(f"{source}: {key}: a number that is infinite, none, or above 2**63")
+    return found
+
+
+def _out_of_reach(value: Any, key: str) -> Iterator[str]:
+    """Name the keys whose numbers nothing here can reckon with; TOML can write them."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _out_of_reach(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _out_of_reach(inner, key)
+    elif isinstance(value, int | float) and not abs(value) <= _MOST:
+        yield key
 
 
 def _explain(message: str, kind: type[Any]) -> str:

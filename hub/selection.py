@@ -15,6 +15,7 @@ import msgspec
 
 from federation.messages import AgentState
 from ffm_common.errors import LedgerBroken
+from ffm_common.reading import Unreadable, from_json
 from ffm_common.seeds import derive
 from ffm_common.task import Task
 from hub.config import Versions
@@ -101,8 +102,8 @@ class Selection:
         self._steps = task.training.local_steps
         self._seed = task.seed
         try:
-            self._asked = msgspec.json.decode(ledger.pinned(_KEY) or "{}", type=Asked)
-        except msgspec.DecodeError as error:
+            self._asked = from_json(ledger.pinned(_KEY) or "{}", Asked)
+        except Unreadable as error:
             raise LedgerBroken(f"who was asked to train: {error}") from error
 
     @property

@@ -13,6 +13,7 @@ import msgspec
 from ffm_common import tensors as shape
 from ffm_common.errors import AdapterInvalid
 from ffm_common.files import write_atomic
+from ffm_common.reading import Unreadable, read_json
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
 
@@ -43,10 +44,10 @@ def is_adapter(folder: Path) -> bool:
 def read_card(folder: Path) -> Card:
     """Read ``ffm.json``; AdapterInvalid if the folder is no adapter of ours."""
     try:
-        return msgspec.json.decode((folder / _CARD).read_bytes(), type=Card)
+        return read_json(folder / _CARD, Card)
     except OSError as error:
         raise AdapterInvalid(f"{folder} is no adapter folder: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except Unreadable as error:
         raise AdapterInvalid(f"{folder / _CARD}: {error}") from error
 
 

@@ -8,7 +8,6 @@ other bits would learn their rounding errors.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,14 +25,20 @@ from ffm_common.errors import (
     PathUnwritable,
 )
 from ffm_common.files import make_folder, sha256_file, write_atomic
+from ffm_common.reading import Unreadable, read_json
 from ffm_common.task import Task
 
 Weights = Literal["nf4", "int8", "bf16", "fp32"]
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, CONFIG = "model.safetensors", "config.json"
 _MANIFEST = "base.json"
 _ENCODERS = {"bert"}
 IMAGE_MODELS = {"vit"}
 """Model types that take pictures."""
+
+NO_FOREIGN_CODE = {"trust_remote_code": False}
+"""A folder may name a class of its own; left open, transformers asks at the terminal."""
+SAFETENSORS = {"use_safetensors": True}
+"""Safetensors alone: the older format is pickle, which runs what it holds."""
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout")
 # Small or sensitive: the pooler, the head that is trained (it has no weights yet), the scores.
@@ -73,8 +78,11 @@ def prepare(source: Path, out: Path, weights: Weights = "nf4") -> Base:
     PathUnwritable
         `out` cannot be written, or holds something that is no base.
     """
-    if not (source / "config.json").is_file():
-        raise ModelMissing(f"{source} holds no config.json")
+    if not (source / CONFIG).is_file():
+        raise ModelMissing(f"{source} holds no {CONFIG}")
+    if (source / "adapter_config.json").exists():
+        # transformers would go to the model that it names, wherever that is.
+        raise ModelMissing(f"{source} is an adapter", remedy="name the folder of a model")
     return write_base(
         out, lambda: _load_source(source, weights), weights, source=source.resolve().name
     )
@@ -138,12 +146,11 @@ def _load_source(source: Path, weights: Weights) -> tuple[Any, Any]:
     quiet()
     options = {"quantization_config": nf4_config(keep=UNQUANTIZED)} if weights == "nf4" else {}
     try:
-        config = AutoConfig.from_pretrained(str(source))
+        config = AutoConfig.from_pretrained(str(source), **NO_FOREIGN_CODE)
         speaks = any(name.endswith("ForCausalLM") for name in config.architectures or [])
         kind = AutoModelForCausalLM if speaks and not config.tie_word_embeddings else AutoModel
-        # Safetensors alone: the older format is pickle, which runs what it holds.
         model = kind.from_pretrained(
-            str(source), dtype=torch.float32, use_safetensors=True, **options
+            str(source), dtype=torch.float32, **NO_FOREIGN_CODE, **SAFETENSORS, **options
         )
         if weights in {"int8", "bf16"}:
             shrink(model, weights, keep=UNQUANTIZED)
@@ -163,10 +170,10 @@ def make_readable(folder: Path) -> None:
 def describe(folder: Path) -> Base:
     """Read ``base.json``; ModelMissing if it is not there or not one."""
     try:
-        return msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=Base)
+        return read_json(folder / _MANIFEST, Base)
     except OSError as error:
         raise ModelMissing(f"{folder} is no prepared base folder") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except Unreadable as error:
         raise ModelMissing(f"{folder / _MANIFEST}: {error}") from error
 
 
@@ -181,24 +188,36 @@ def verify(folder: Path) -> Base:
     base = describe(folder)
     if _digest(base.files) != base.digest:
         raise ModelDigest(f"{folder / _MANIFEST} does not match its own digest")
-    check_files(folder, base.files)
+    check_files(folder, base.files, but=_MANIFEST)
     return base
 
 
-def check_files(folder: Path, files: Mapping[str, str]) -> None:
+def check_files(folder: Path, files: Mapping[str, str], but: str) -> None:
     """Check each file of `folder` against its SHA-256; a name is never followed out of it.
+
+    What is in `files` beside `but` is all that may be there: the libraries that open such a folder
+    look for files of many names, and one that no digest covers would change what they load. Files
+    whose names begin with a dot are nobody's.
 
     Raises
     ------
     ModelMissing, ModelDigest
-        A file is absent, or differs; it is named.
+        A file is absent, differs, or is none of these; it is named.
     """
-    for name, expected in files.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise ModelMissing(f"{folder} lacks {name}")
-        if sha256_file(path) != expected:
-            raise ModelDigest(f"{path} has been altered")
+    try:
+        for name, expected in files.items():
+            path = folder / name
+            if Path(name).name != name or not path.is_file():
+                raise ModelMissing(f"{folder} lacks {name[:100]!r}")
+            if sha256_file(path) != expected:
+                raise ModelDigest(f"{path} has been altered")
+        for path in folder.iterdir():
+            if path.name not in files and path.name != but and not path.name.startswith("."):
+                raise ModelDigest(
+                    f"{path} is none of the folder's own files", remedy="take it out of there"
+                )
+    except OSError as error:
+        raise ModelMissing(f"cannot read {folder}: {error.strerror}") from error
 
 
 def load_model(folder: Path, task: Task) -> Any:
@@ -230,7 +249,7 @@ def load_model(folder: Path, task: Task) -> Any:
     base = describe(folder)
     weights = base.weights
     require_trainable(task, weights)
-    config = AutoConfig.from_pretrained(str(folder))
+    config = AutoConfig.from_pretrained(str(folder), **NO_FOREIGN_CODE)
     if task.adapter.kind == "full" and weights != "fp32":
         del config.quantization_config  # as it says, they would be read to stay as they are
         weights = "fp32"
@@ -253,7 +272,12 @@ def load_model(folder: Path, task: Task) -> Any:
             leave_alone(config.quantization_config, MASKED_HEAD)
         kind = AutoModelForMaskedLM
     model = kind.from_pretrained(
-        str(folder), config=config, dtype=torch.float32, **loading_options(weights)
+        str(folder),
+        config=config,
+        dtype=torch.float32,
+        **NO_FOREIGN_CODE,
+        **SAFETENSORS,
+        **loading_options(weights),
     )
     if weights == "nf4":
         keep_training_layout(model)
@@ -298,7 +322,11 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the base's tokenizer."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder))
+    from learning.texts import tokens
+
+    if (folder / tokens.FILES[0]).is_file():
+        tokens.check(folder)
+    return AutoTokenizer.from_pretrained(str(folder), **NO_FOREIGN_CODE)
 
 
 def require_examples(folder: Path, task: Task) -> bool:
@@ -321,11 +349,16 @@ def require_examples(folder: Path, task: Task) -> bool:
 
 def sees(folder: Path) -> bool:
     """Tell whether the model in `folder` takes pictures; ModelMissing if there is none."""
+    kind = read_config(folder / CONFIG).get("model_type")
+    return isinstance(kind, str) and kind in IMAGE_MODELS
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a ``config.json``; ModelMissing if there is none, or no JSON object in it."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-        return config.get("model_type") in IMAGE_MODELS
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelMissing(f"cannot read config.json of {folder}: {error}") from error
+        return read_json(path, dict[str, Any])
+    except (OSError, Unreadable) as error:
+        raise ModelMissing(f"cannot read {path}: {error}") from error
 
 
 def load_companion(folder: Path) -> Any:
@@ -333,7 +366,7 @@ def load_companion(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
     if sees(folder):
-        return AutoImageProcessor.from_pretrained(str(folder), use_fast=False)
+        return AutoImageProcessor.from_pretrained(str(folder), use_fast=False, **NO_FOREIGN_CODE)
     return load_tokenizer(folder)
 
 

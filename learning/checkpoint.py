@@ -10,13 +10,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from ffm_common.errors import AdapterInvalid
 from ffm_common.files import whole_file
+from ffm_common.reading import from_json
 
 _TYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -25,6 +28,15 @@ _TYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _LENGTH_BYTES = 8
+_Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 53)]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """What the head of the file says of an array."""
+
+    dtype: str
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, _Count]
 
 
 def save(path: Path, state: Mapping[str, NDArray[Any]]) -> None:
@@ -63,16 +75,16 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
     try:
         raw = np.memmap(path, dtype=np.uint8, mode="r")
         start = _LENGTH_BYTES + int.from_bytes(raw[:_LENGTH_BYTES].tobytes(), "little")
-        head = json.loads(raw[_LENGTH_BYTES:start].tobytes())
+        head = from_json(raw[_LENGTH_BYTES:start].tobytes(), dict[str, _Entry])
         found, end = {}, start
         for name, entry in head.items():
-            dtype, shape = _TYPES[entry["dtype"]], tuple(entry["shape"])
-            first, end = (start + offset for offset in entry["data_offsets"])
+            dtype, shape = _TYPES[entry.dtype], entry.shape
+            first, end = (start + offset for offset in entry.data_offsets)
             if end - first != dtype.itemsize * math.prod(shape):
                 raise ValueError(f"{name} has other bytes than its shape")
             found[name] = raw[first:end].view(dtype).reshape(shape)
         if end != len(raw):
             raise ValueError(f"{len(raw)} bytes, expected {end}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise AdapterInvalid(f"cannot read {path}: {error}") from error
     return found

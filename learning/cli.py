@@ -108,10 +108,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _new(arguments: argparse.Namespace) -> int:
     from ffm_common.errors import ConfigInvalid
-    from learning import scratch
+    from learning import base, scratch
 
     if arguments.config is not None:
-        config = scratch.read_config(arguments.config)
+        config = base.read_config(arguments.config)
     elif arguments.shape in scratch.SHAPES:
         config = dict(scratch.SHAPES[arguments.shape])
     else:

@@ -51,7 +51,7 @@ def export(folder: Path, out: Path, *, base_folder: Path | None = None) -> None:
     assert isinstance(engine, TorchEngine)  # noqa: S101 - no other trains in full
     model = engine.model
     # The dropout is the base's: it was off here only so that a resumed run is the same run.
-    made_from = AutoConfig.from_pretrained(str(where))
+    made_from = AutoConfig.from_pretrained(str(where), **base.NO_FOREIGN_CODE)
     for name in base.DROPOUTS:
         if hasattr(made_from, name):
             setattr(model.config, name, getattr(made_from, name))

@@ -5,15 +5,19 @@ Imports no torch: the supervisor plans, and a worker process takes the probe's s
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from ffm_common.errors import ModelMissing
+from ffm_common.reading import Unreadable, as_type, from_json
 from ffm_common.task import Task
 from learning import base, engines
 from learning.images.geometry import Geometry
@@ -27,10 +31,23 @@ from profiles.shapes import SCORED_AT_ONCE, ModelShape, Work, from_config, opera
 # Names in a model: of what is in a layer, and of what lies below all layers.
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 _WORDS = re.compile(r"(?:^|\.)(?:embeddings|embed_tokens)\.")
+_MOST_HEAD_BYTES = 100_000_000  # as in the safetensors library
 # The probe's micro-batches, as shares of the work of one optimizer step.
 _SHARES = (1 / 8, 1 / 4, 1 / 2)
 _LEAST_TOKENS = 16
 _LOOK_S = 0.1
+
+
+class _Room(msgspec.Struct, frozen=True):
+    """How long a text a model takes, as its ``config.json`` says; None: there is no limit."""
+
+    max_position_embeddings: int | None = None
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """What the head of a safetensors file says of a tensor, as far as it counts here."""
+
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 40)]], Meta(max_length=16)]
 
 
 def demand(folder: Path, task: Task, *, update_bits: float, down_bits: float) -> Demand:
@@ -52,12 +69,13 @@ def demand(folder: Path, task: Task, *, update_bits: float, down_bits: float) ->
     """
     source = engines.describe(folder)
     engines.require_task(source, task)
+    config = base.read_config(folder / base.CONFIG)
     try:
-        config = json.loads((folder / "config.json").read_bytes())
         shape = from_config(config, source.weights_mb)
-    except (OSError, ValueError, KeyError) as error:
+        places = as_type(config, _Room).max_position_embeddings
+    except Unreadable as error:
         raise ModelMissing(f"{folder}: cannot read the model's shape: {error}") from error
-    base.require_room(task, config.get("max_position_embeddings"))
+    base.require_room(task, places)
     sees = base.require_examples(folder, task)
     training = task.training
     ranks = task.adapter.ranks if task.adapter.kind == "lora" else ()
@@ -89,7 +107,7 @@ def _whole(folder: Path, task: Task, shape: ModelShape) -> int:
     """Count what a full adapter trains of a base, by what its weights file says it holds."""
     below = shape.layers - task.adapter.top_layers if task.adapter.top_layers else 0
     found = 0
-    for name, sizes in _shapes_in(folder / base.WEIGHTS_FILE).items():
+    for name, sizes in shapes_in(folder / base.WEIGHTS_FILE).items():
         layer = _LAYER.search(name)
         lowest = below <= 0 or (layer is not None and int(layer[1]) >= below)
         above = layer is None and not _WORDS.search(name)
@@ -99,14 +117,24 @@ def _whole(folder: Path, task: Task, shape: ModelShape) -> int:
     return found
 
 
-def _shapes_in(path: Path) -> dict[str, list[int]]:
-    """Read names and shapes from the head of a safetensors file; no library, no weights."""
+def shapes_in(path: Path) -> dict[str, list[int]]:
+    """Read names and shapes from the head of a safetensors file; no library, no weights.
+
+    Raises
+    ------
+    ModelMissing
+        There is no such head.
+    """
     try:
         with path.open("rb") as file:
-            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (OSError, ValueError) as error:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(path.stat().st_size, _MOST_HEAD_BYTES):
+                raise Unreadable(f"a head of {length} bytes")
+            head = from_json(file.read(length), dict[str, dict[str, Any]])
+        head.pop("__metadata__", None)
+        return {name: as_type(entry, _Tensor).shape for name, entry in head.items()}
+    except (OSError, Unreadable) as error:
         raise ModelMissing(f"cannot read {path}: {error}") from error
-    return {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}
 
 
 def calibration_key(folder: Path, task: Task, limits: Limits) -> str:

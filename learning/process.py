@@ -25,6 +25,7 @@ import psutil
 from ffm_common.errors import FfmError, PathUnwritable, WorkerFailed, WorkerStuck
 from ffm_common.extras import readable
 from ffm_common.files import make_folder, write_atomic
+from ffm_common.reading import Unreadable, from_json, read_json
 from learning.pulse import STILL_S, Pulse
 from profiles.limits import Limits
 from profiles.resident import memory_of
@@ -39,6 +40,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 Job = TypeVar("Job", bound=msgspec.Struct)
 Result = TypeVar("Result", bound=msgspec.Struct)
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -159,8 +161,8 @@ class Worker(Generic[Result]):
             *lines, self._buffer = (self._buffer + block).split(b"\n")
             for line in filter(None, lines):
                 # A library may print before `main` has turned its output away from the pipe.
-                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                    self.last = msgspec.json.decode(line, type=Progress)
+                with contextlib.suppress(Unreadable):
+                    self.last = from_json(line, Progress)
             self._buffer = self._buffer[-_LONGEST_LINE:]
 
     def result(self) -> Result:
@@ -180,18 +182,9 @@ class Worker(Generic[Result]):
         self.close()
         if self._stuck is not None:
             raise WorkerStuck(f"the worker {self._stuck}; its log is {self._folder / _LOG}")
-        path = self._folder / _RESULT
-        if path.exists():
-            try:
-                return msgspec.json.decode(path.read_bytes(), type=self._result)
-            except (msgspec.DecodeError, UnicodeDecodeError) as cause:
-                raise WorkerFailed(f"{path}: {cause}") from cause
-        error = self._folder / _ERROR
-        if error.exists():
-            failure = msgspec.json.decode(error.read_bytes(), type=Failure)
-            if failure.code == PathUnwritable.code:
-                raise PathUnwritable(failure.message)
-            raise WorkerFailed(f"{failure.message} [{failure.code}]")
+        answer = read_answer(self._folder, self._result)
+        if answer is not None:
+            return answer
         if self.process.poll() == _EXIT_DISK:
             raise PathUnwritable(f"the disk takes nothing more below {self._folder}")
         ending = self.process.failure() or WorkerFailed("the worker left no result")
@@ -219,7 +212,7 @@ def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) ->
         os.write(pipe, line + b"\n")
 
     try:
-        todo = msgspec.json.decode((folder / _JOB).read_bytes(), type=job)
+        todo = read_job(folder, job)
         write_atomic(folder / _RESULT, msgspec.json.encode(work(todo, folder, report)))
     except (FfmError, ModuleNotFoundError) as caught:
         return _leave(readable(caught), folder)
@@ -228,6 +221,38 @@ def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) ->
             raise
         return _leave(PathUnwritable(f"cannot write below {folder}: {caught}"), folder)
     return 0
+
+
+def read_job(folder: Path, kind: type[Job]) -> Job:
+    """Read what a worker shall do; WorkerFailed where that cannot be read."""
+    return _read(folder / _JOB, kind)
+
+
+def read_answer(folder: Path, kind: type[Result]) -> Result | None:
+    """Read what a worker has left; None where that is nothing.
+
+    Raises
+    ------
+    WorkerFailed
+        It has left an error, or nothing that can be read.
+    PathUnwritable
+        The disk did not take what it wrote.
+    """
+    if (folder / _RESULT).exists():
+        return _read(folder / _RESULT, kind)
+    if (folder / _ERROR).exists():
+        failure = _read(folder / _ERROR, Failure)
+        if failure.code == PathUnwritable.code:
+            raise PathUnwritable(failure.message)
+        raise WorkerFailed(f"{failure.message} [{failure.code}]")
+    return None
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return read_json(path, kind)
+    except (OSError, Unreadable) as error:
+        raise WorkerFailed(f"{path}: {error}") from error
 
 
 def _leave(error: FfmError, folder: Path) -> int:

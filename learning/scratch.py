@@ -7,7 +7,6 @@ version or processor to another.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,17 +149,6 @@ def new(
 
     name = f"random {config.get('model_type', '')}, seed {seed}"
     return base.write_base(out, make, weights, source=name)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a ``config.json``; ModelMissing if there is none, or no JSON object in it."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelMissing(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelMissing(f"{path} holds no JSON object")
-    return found
 
 
 def _tokenizer(folder: Path | None) -> Any:

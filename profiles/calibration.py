@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from ffm_common.files import write_atomic
+from ffm_common.reading import Unreadable, read_json
 
 Products: TypeAlias = Literal["fp32", "bf16"]
 
@@ -46,9 +48,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     floor_mb: float
-    scale: float
-    overhead_s: float
-    rate: float
+    scale: Annotated[float, Meta(gt=0)]
+    overhead_s: Annotated[float, Meta(ge=0)]
+    rate: Annotated[float, Meta(gt=0)]
     measured: bool = True
 
     def peak_mb(self, counted_mb: float) -> float:
@@ -115,6 +117,6 @@ class Calibrations:
 
     def _read(self) -> dict[str, Calibrated]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Calibrated])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            return read_json(self._path, dict[str, Calibrated])
+        except (OSError, Unreadable):
             return {}

@@ -13,12 +13,14 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
+from msgspec import Meta
 
 from ffm_common.errors import PathUnwritable
 from ffm_common.files import write_atomic
+from ffm_common.reading import Unreadable, read_json
 
 _KEPT_DAYS = 32
 _STEP_BYTES = 1 << 20
@@ -29,8 +31,8 @@ _WAIT_S = 60.0
 class Spent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one day has cost: bytes sent and received, and joules for training."""
 
-    bytes: int = 0
-    joules: float = 0.0
+    bytes: Annotated[int, Meta(ge=0)] = 0
+    joules: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Ledger:
@@ -94,10 +96,10 @@ class Ledger:
 
     def _read(self) -> dict[str, Spent]:
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=dict[str, Spent])
+            return read_json(self.path, dict[str, Spent])
         except FileNotFoundError:
             return {}
-        except (msgspec.DecodeError, UnicodeDecodeError, OSError):
+        except (OSError, Unreadable):
             self.set_aside = self.path.with_name(f"{self.path.name}.broken")
             try:
                 self.path.replace(self.set_aside)

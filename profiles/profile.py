@@ -6,6 +6,7 @@ is assumed. A file that overrides a figure without giving a source is itself the
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from ffm_common.config import Config, convert, read_toml
 from ffm_common.errors import ConfigInvalid, ProfileUnknown
 
 Window: TypeAlias = Annotated[
-    str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")
+    str, Meta(pattern=r"\A([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d\Z")
 ]
 _Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 _Count: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -27,6 +28,7 @@ _Watts: TypeAlias = Annotated[float, Meta(ge=0)]
 
 _NOT_FIGURES = frozenset({"name", "title", "cpu", "accelerator", "hours", "sources"})
 ASSUMED = "assumed"
+_MOST_SAID = 200
 
 
 class Profile(Config, frozen=True, kw_only=True):
@@ -183,11 +185,13 @@ def _find(name_or_path: str | Path, folder: Path) -> Path:
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     path = folder / name_or_path
-    if path.is_file():
-        return path
-    near = difflib.get_close_matches(str(name_or_path), shipped, n=3)
+    with contextlib.suppress(OSError):  # a name that is too long for a file, say
+        if path.is_file():
+            return path
+    said = str(name_or_path)[:_MOST_SAID]
+    near = difflib.get_close_matches(said, shipped, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ProfileUnknown(f"no profile {name_or_path} is shipped and no such file exists{hint}")
+    raise ProfileUnknown(f"no profile {said} is shipped and no such file exists{hint}")
 
 
 def _shipped() -> dict[str, Path]:

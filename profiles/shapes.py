@@ -6,9 +6,12 @@ a calibration.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
+
+from ffm_common.reading import Unreadable, as_type
 
 SCORED_AT_ONCE = 64
 """How many positions of a language model have scores in memory together."""
@@ -20,6 +23,7 @@ PACKED_FROM = 500_000
 """From so many trained parameters on, the optimizer's moments take 8 bits each, not 32."""
 
 _FLOAT = 4
+_Size: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 24)]
 _MATRIX_NAMES = {
     "encoder": {"query": "hh", "key": "hh", "value": "hh", "dense": "hh+hi+ih"},
     "decoder": {
@@ -79,17 +83,36 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
         return max(a * b for a, b in map(self.matrix, kinds))
 
 
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a ``config.json`` counts here."""
+
+    model_type: str
+    num_hidden_layers: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None = None
+    vocab_size: _Size | None = None
+
+
 def from_config(config: dict[str, Any], weights_mb: float) -> ModelShape:
-    """Read a shape from a Hugging Face ``config.json``; KeyError names what is not there."""
-    heads = int(config["num_attention_heads"])
+    """Read a shape from a Hugging Face ``config.json``; Unreadable names what is not as it is."""
+    found = as_type(config, _Config)
+    pictures = found.model_type == "vit"
+    heads = found.num_attention_heads
+    kv_heads = found.num_key_value_heads or heads
+    if not pictures and found.vocab_size is None:
+        raise Unreadable("it has no vocab_size")
+    if found.hidden_size < heads or heads < kv_heads:
+        raise Unreadable(f"{heads} heads, {kv_heads} of keys, for {found.hidden_size} values")
     return ModelShape(
-        family="encoder" if config["model_type"] in {"bert", "vit"} else "decoder",
-        layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
-        intermediate=int(config["intermediate_size"]),
-        vocabulary=0 if config["model_type"] == "vit" else int(config["vocab_size"]),
+        family="encoder" if found.model_type in {"bert", "vit"} else "decoder",
+        layers=found.num_hidden_layers,
+        hidden=found.hidden_size,
+        intermediate=found.intermediate_size,
+        vocabulary=0 if pictures else found.vocab_size or 0,
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
+        kv_heads=kv_heads,
         weights_mb=weights_mb,
     )
 

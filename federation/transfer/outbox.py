@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
-from federation.messages import Done, Offer, Receipt, Reject, decode, encode
+from federation.messages import Done, Message, Offer, Receipt, Reject, decode, encode
 from federation.transfer.blobs import BlobStore
-from ffm_common.errors import BlobCorrupt, LedgerBroken, PathUnwritable
+from ffm_common.errors import BlobCorrupt, LedgerBroken, MessageInvalid, PathUnwritable
 from ffm_common.files import make_folder, sha256_bytes
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS outbox (
 ) STRICT;
 """
 _HISTORY: Final = 100
+
+T = TypeVar("T", bound=Message)
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -71,10 +73,10 @@ class Outbox:
                 self._sql.execute("PRAGMA synchronous=FULL")
                 self._sql.execute(_SCHEMA)
                 rows = self._rows("SELECT offer FROM outbox WHERE receipt IS NULL ORDER BY number")
+                offers = [self._read(row[0], Offer) for row in rows]
             except BaseException:
                 self._sql.close()
                 raise
-        offers = [decode(row[0], Offer) for row in rows]
         self._pending = {offer.digest: offer for offer in offers}
         for digest in list(self._blobs.digests()):
             if digest not in self._pending:
@@ -150,8 +152,8 @@ class Outbox:
             )
         return [
             Settled(
-                decode(offer, Offer),
-                decode(receipt, Done) if counted else decode(receipt, Reject),
+                self._read(offer, Offer),
+                self._read(receipt, Done) if counted else self._read(receipt, Reject),
                 at,
             )
             for offer, receipt, counted, at in rows
@@ -160,6 +162,16 @@ class Outbox:
     def close(self) -> None:
         """Close the journal."""
         self._sql.close()
+
+    def _read(self, cell: object, kind: type[T]) -> T:
+        """Read a message; a damaged page may hold anything in its place."""
+        try:
+            if isinstance(cell, bytes):
+                return decode(cell, kind)
+            why = f"a {type(cell).__name__}"
+        except MessageInvalid as error:
+            why = error.message
+        raise LedgerBroken(f"{self._path}: {why} in place of a message")
 
     def _rows(self, query: str) -> list[tuple[bytes, bytes, int, float]]:
         with closing(self._sql.execute(query)) as cursor:
@@ -172,5 +184,5 @@ class Outbox:
             yield
         except sqlite3.OperationalError as error:
             raise PathUnwritable(f"cannot write {self._path}: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise LedgerBroken(f"{self._path}: {error}") from error

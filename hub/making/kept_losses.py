@@ -6,14 +6,18 @@ It is carried over with the version, so that judging costs one evaluation and no
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from ffm_common.files import sha256_file, write_atomic
+from ffm_common.reading import Unreadable, read_json
 from learning.trainer import Losses
 
 _FILE = "losses.json"
+_MOST_BYTES = 256 << 20
 
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +26,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     content: str
     data: str
     sums: list[float]
-    scored: list[int]
+    scored: list[Annotated[int, Meta(ge=0, le=2**53)]]
 
 
 def data_mark(path: Path, text: str | None, label: str | None) -> str:
@@ -47,8 +51,8 @@ def save(folder: Path, losses: Losses, *, content: str, data: str) -> None:
 def load(folder: Path, *, content: str, data: str) -> Losses | None:
     """Give the losses of a version on some data; None where they are not what is kept."""
     try:
-        kept = msgspec.json.decode((folder / _FILE).read_bytes(), type=_Kept)
-    except (OSError, msgspec.DecodeError):
+        kept = read_json(folder / _FILE, _Kept, most=_MOST_BYTES)
+    except (OSError, Unreadable):
         return None
     if (kept.content, kept.data) != (content, data) or len(kept.sums) != len(kept.scored):
         return None

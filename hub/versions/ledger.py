@@ -27,6 +27,7 @@ Kind: TypeAlias = Literal["version", "delta"]
 
 # Of the tables below; a ledger of another format is refused, not misread.
 _FORMAT = 3
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
 _SCHEMA = f"""
 BEGIN;
 PRAGMA user_version = {_FORMAT};
@@ -194,7 +195,7 @@ class Ledger:
         except sqlite3.OperationalError as error:
             self._db.close()
             raise PathUnwritable(f"cannot write {path}: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             self._db.close()
             raise LedgerBroken(f"{path}: {error}") from error
         if found != "ok":
@@ -434,7 +435,7 @@ class Ledger:
             raise PathUnwritable(f"{self._path}: {error}") from error
         except sqlite3.IntegrityError:
             raise  # a bug of ours, not the disk's
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise LedgerBroken(f"{self._path}: {error}") from error
 
 

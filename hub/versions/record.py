@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ffm_common.reading import Unreadable, from_json
 from hub.gate.ruling import Ruling
 from hub.robust.judgement import Judgement
 from hub.switching.record import Decision, State
@@ -50,8 +51,8 @@ def encode(record: Record) -> str:
 def decode(text: str) -> Record:
     """Read a record; what cannot be read counts as nothing told."""
     try:
-        return msgspec.json.decode(text, type=Record)
-    except msgspec.DecodeError:
+        return from_json(text, Record)
+    except Unreadable:
         return Record()
 
 

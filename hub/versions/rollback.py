@@ -17,6 +17,7 @@ from typing import Literal
 import msgspec
 
 from ffm_common.errors import AdapterInvalid, PathUnwritable, VersionUnknown
+from ffm_common.reading import Unreadable, from_json
 from hub.config import Gate
 from hub.gate.ruling import Finding, Ruling
 from hub.versions.ledger import Ledger, VersionRow
@@ -128,14 +129,14 @@ class Rollbacks:
             return
         self.trouble = ""
         try:
-            wish = msgspec.json.decode(text, type=Wish)
+            wish = from_json(text, Wish)
             target = check(self._ledger.versions(newest=KEPT), wish.version)
             self._registry.tensors_of(target.version)
         except (VersionUnknown, AdapterInvalid) as error:
             self.trouble = f"not rolled back: {error.message}"
             log.error("%s", self.trouble)
             self._ledger.remove(_ASKED)
-        except msgspec.DecodeError:
+        except Unreadable:
             self._ledger.remove(_ASKED)
         else:
             log.warning(
@@ -149,8 +150,8 @@ class Rollbacks:
         if text is None:
             return None
         try:
-            return msgspec.json.decode(text, type=Wish)
-        except msgspec.DecodeError:
+            return from_json(text, Wish)
+        except Unreadable:
             return None
 
     def reason(self, row: VersionRow, due: str | None, now: float) -> str | None:

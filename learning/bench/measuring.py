@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -14,7 +13,7 @@ import msgspec
 
 from ffm_common.errors import ConfigInvalid, MemoryLimitHit, ModelMissing, WorkerFailed
 from ffm_common.task import Task
-from learning import engines, planning
+from learning import base, engines, planning
 from learning.bench import report, shapes
 from learning.bench.maker import Made, MakeJob
 from learning.bench.operations import needed
@@ -120,9 +119,8 @@ class _Bench:
             )
             return msgspec.structs.replace(made_for, training=training)
         try:
-            config = json.loads((self.folder / "config.json").read_bytes())
-            kind = str(config["model_type"])
-        except (OSError, ValueError, KeyError) as error:
+            kind = str(base.read_config(self.folder / base.CONFIG)["model_type"])
+        except KeyError as error:
             raise ModelMissing(f"{self.folder} has no usable config.json: {error}") from error
         return shapes.task_for(kind, batch=asked.batch, length=asked.length)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ffm_common.errors import AdapterInvalid, ConfigInvalid, ModelUnsupported
+from ffm_common.errors import AdapterInvalid, ConfigInvalid, ModelMissing, ModelUnsupported
 from ffm_common.files import make_folder
 from ffm_common.tensors import Array, Tensors, load, ordered, spec_digest
 from learning.engine import IGNORED, Batch, Border, Score, score_of
@@ -49,7 +49,7 @@ class OnnxEngine:
         exported = describe(folder)
         self.task = exported.task
         self._exported = exported
-        self._embedding = _Embedding(folder / WEIGHTS, exported.embedding)
+        self._embedding = Embedding(folder / WEIGHTS, exported.embedding)
         self._threads = threads or threads_here()
         self._tensors = load(folder / START)
         self._spec = spec_digest(self._tensors)
@@ -183,12 +183,14 @@ class OnnxEngine:
         self._open[1].run({**given, **self._tensors}, outputs)
 
 
-class _Embedding:
+class Embedding:
     """Token vectors, read from the file: mapped, a few rows would bring in most of its pages."""
 
     def __init__(self, path: Path, lookup: Lookup) -> None:
         self.lookup = lookup
         self._path = path
+        if _end(lookup) > path.stat().st_size:
+            raise ModelMissing(f"{path} does not hold the vectors that its folder names")
 
     def rows(self, ids: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
         """Give the vectors of all distinct ids, and for each id the number of its vector.
@@ -224,6 +226,14 @@ class _Embedding:
                 for number in distinct.tolist()
             ]
         return np.frombuffer(b"".join(parts), dtype=kind).reshape(len(parts), width)
+
+
+def _end(lookup: Lookup) -> int:
+    """Give the first byte behind the vectors and their scales."""
+    wide = np.dtype(np.float32).itemsize
+    if lookup.scales is None:
+        return lookup.offset + lookup.rows * lookup.width * wide
+    return max(lookup.offset + lookup.rows * lookup.width, lookup.scales + lookup.rows * wide)
 
 
 def gradient_of(name: str) -> str:

@@ -7,7 +7,6 @@ Torch is needed here alone, for the names and the seeded start of the adapter.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from functools import cached_property, partial
@@ -109,7 +108,7 @@ def export(
         )
     if missing := [name for name in tokens.FILES if not (folder / name).is_file()]:
         raise ModelUnsupported(f"the tokenizer of {folder} has no {missing[0]}")
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = base.read_config(folder / CONFIG)
     _check(task, config)
     engine = TorchEngine(folder, task)
     start = engine.read()

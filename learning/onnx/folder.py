@@ -12,12 +12,14 @@ all of them by their digests.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from ffm_common.errors import ModelDigest, ModelMissing
 from ffm_common.files import sha256_bytes
+from ffm_common.reading import Unreadable, read_json
 from ffm_common.task import Task
 from learning.base import check_files
 
@@ -29,6 +31,7 @@ TRAINING, CHECKPOINT = "training_model.onnx", "checkpoint"
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 
 Format: TypeAlias = Literal["fp32", "int8", "nf4"]
+_Place: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
 class Lookup(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,10 +47,10 @@ class Lookup(msgspec.Struct, frozen=True, kw_only=True):
         Offset of one float32 scale for each row, if the rows are int8 and not float32.
     """
 
-    offset: int
-    rows: int
-    width: int
-    scales: int | None
+    offset: _Place
+    rows: Annotated[int, Meta(ge=1, le=1 << 31)]
+    width: Annotated[int, Meta(ge=1, le=1 << 20)]
+    scales: _Place | None
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,10 +91,10 @@ def digest_of(exported: Exported) -> str:
 def describe(folder: Path) -> Exported:
     """Read ``onnx.json``; ModelMissing if it is not there or not one."""
     try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Exported)
+        return read_json(folder / MANIFEST, Exported)
     except OSError as error:
         raise ModelMissing(f"{folder} is no exported training step") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except Unreadable as error:
         raise ModelMissing(f"{folder / MANIFEST}: {error}") from error
 
 
@@ -106,5 +109,5 @@ def verify(folder: Path) -> Exported:
     exported = describe(folder)
     if digest_of(exported) != exported.digest:
         raise ModelDigest(f"{folder / MANIFEST} does not match its own digest")
-    check_files(folder, exported.files)
+    check_files(folder, exported.files, but=MANIFEST)
     return exported

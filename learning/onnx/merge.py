@@ -116,7 +116,7 @@ def _model(where: Path, task: Task, tensors: Tensors) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(str(where))
+    config = AutoConfig.from_pretrained(str(where), **base.NO_FOREIGN_CODE)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = torch.float32

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ffm_common.errors import ModelDigest, ModelMissing
 from ffm_common.files import sha256_bytes
+from ffm_common.reading import Unreadable, read_json
 from ffm_common.task import Task
 from ffm_common.tensors import Array
 from learning.answers import Answer, answers
@@ -139,12 +140,12 @@ def verify(folder: Path) -> Merged:
         A file is absent, or differs by as little as one bit; the file is named.
     """
     try:
-        merged = msgspec.json.decode((folder / CARD).read_bytes(), type=Merged)
+        merged = read_json(folder / CARD, Merged)
     except OSError as error:
         raise ModelMissing(f"{folder} is no merged model") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except Unreadable as error:
         raise ModelMissing(f"{folder / CARD}: {error}") from error
     if digest_of(merged) != merged.digest:
         raise ModelDigest(f"{folder / CARD} does not match its own digest")
-    check_files(folder, merged.files)
+    check_files(folder, merged.files, but=CARD)
     return merged

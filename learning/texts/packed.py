@@ -19,17 +19,19 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, Self, overload
+from typing import Annotated, Protocol, Self, TypeAlias, overload
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ffm_common.reading import Unreadable, from_json
 from learning.texts.pieces import Piece
 
 _MAGIC = b"ffmtok01"
 _TRAILER = struct.Struct("<II8s")
 _ALIGNED = 8
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _READ_BYTES = 1 << 20
 
 
@@ -90,9 +92,9 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     key: str
-    tokens: int
-    examples: int
-    skipped: int
+    tokens: _Count
+    examples: _Count
+    skipped: _Count
     labelled: bool
     note: str
 
@@ -161,7 +163,8 @@ def is_whole(path: Path, key: str) -> bool:
             if magic != _MAGIC or length > left:
                 return False
             file.seek(left - length)
-            if msgspec.json.decode(file.read(length), type=Contents).key != key:
+            contents = from_json(file.read(length), Contents)
+            if contents.key != key or _size_of(contents) != left - length:
                 return False
             file.seek(0)
             crc = 0
@@ -171,17 +174,27 @@ def is_whole(path: Path, key: str) -> bool:
                     return False
                 crc = zlib.crc32(block, crc)
                 left -= len(block)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, Unreadable):
         return False
     return bool(crc == wanted)
+
+
+def _size_of(contents: Contents) -> int:
+    """Count the bytes of tokens, beginnings and targets."""
+    targets = contents.examples if contents.labelled else 0
+    return _starts_at(contents) + 8 * (contents.examples + 1) + 4 * targets
+
+
+def _starts_at(contents: Contents) -> int:
+    return -(-4 * contents.tokens // _ALIGNED) * _ALIGNED
 
 
 def view(raw: NDArray[np.uint8]) -> Packed:
     """Look at a run that is whole: nothing is copied."""
     end = len(raw) - _TRAILER.size
     length = _TRAILER.unpack(raw[end:].tobytes())[0]
-    contents = msgspec.json.decode(raw[end - length : end].tobytes(), type=Contents)
-    starts_at = -(-4 * contents.tokens // _ALIGNED) * _ALIGNED
+    contents = from_json(raw[end - length : end].tobytes(), Contents)
+    starts_at = _starts_at(contents)
     targets_at = starts_at + 8 * (contents.examples + 1)
     ids = Tokens(
         raw[: 4 * contents.tokens].view(np.int32), raw[starts_at:targets_at].view(np.int64)

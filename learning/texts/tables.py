@@ -200,7 +200,6 @@ def _json_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_parquet(path: Path) -> Table:
     try:
-        import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise ExtraMissing(
@@ -212,8 +211,8 @@ def _read_parquet(path: Path) -> Table:
             size = sum(
                 metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
             )
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataFormat(f"{path} is not Parquet: {error}") from error
+    except Exception as error:  # what pyarrow raises depends on the type of the column
+        raise _refused(f"{path} is not Parquet", error) from error
     if size > MAX_FILE_BYTES:
         raise DataFormat(
             f"{path} unpacks to {size >> 20} MiB, more than {MAX_FILE_BYTES >> 20} MiB"
@@ -236,7 +235,6 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _parquet_rows(path: Path, names: Row) -> Iterator[Row]:
-    import pyarrow as pa
     from pyarrow import parquet
 
     try:
@@ -245,8 +243,18 @@ def _parquet_rows(path: Path, names: Row) -> Iterator[Row]:
             for batch in file.iter_batches(_PARQUET_ROWS, columns=list(names), use_threads=False):
                 columns = [[_cell(value) for value in column.to_pylist()] for column in batch]
                 yield from zip(*columns, strict=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataFormat(f"{path} is broken Parquet: {error}") from error
+    except Exception as error:
+        raise _refused(f"{path} is broken Parquet", error) from error
+
+
+def _refused(what: str, error: Exception) -> DataFormat:
+    """Give an error of pyarrow as ours; where the words are not its own, they may be the data's."""
+    import pyarrow as pa
+
+    ours = isinstance(error, pa.ArrowException | OSError)
+    if isinstance(error, MemoryError) and not ours:
+        raise error  # this process has no more; what pyarrow is refused, the file has asked for
+    return DataFormat(f"{what}: {error if ours else type(error).__name__}")
 
 
 def _cell(value: Any) -> str | None:

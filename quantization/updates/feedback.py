@@ -75,6 +75,9 @@ class ErrorFeedback:
         except (AdapterInvalid, OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             log.warning("residual of earlier updates is lost: %s", error)
             return None
+        if not all(np.isfinite(array).all() for array in residual.values()):
+            log.warning("residual of earlier updates is lost: it holds NaN or infinity")
+            return None
         if spec_digest(residual) != spec_digest(update):
             log.info("residual of earlier updates is of another adapter and is left out")
             return None

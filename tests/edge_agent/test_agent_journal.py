@@ -28,7 +28,13 @@ def test_boots_are_counted_and_what_was_trained_is_kept(tmp_path: Path) -> None:
     assert abs(second.entry.since - time.time()) < 60  # when the first one began
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"boot": "x"}', b"\xff", b"\x00" * 40])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"", b"{", b"[]", b'{"boot": "x"}', b"\xff", b"\x00" * 40, b'{"boot": -1}'),
+        *(b'{"trained": "../../etc/passwd"}', b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}"),
+    ],
+)
 def test_a_journal_that_the_card_has_eaten_is_refused_with_its_name(
     tmp_path: Path, raw: bytes
 ) -> None:

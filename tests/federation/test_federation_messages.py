@@ -177,3 +177,20 @@ def test_any_bytes_give_a_message_or_one_kind_of_error(payload: bytes) -> None:
     for example in EXAMPLES:
         with contextlib.suppress(MessageInvalid):
             decode(payload, type(example))
+
+
+@pytest.mark.parametrize("deep", ["[" * 30_000 + "]" * 30_000, '{"a":' * 9000 + "1" + "}" * 9000])
+def test_a_message_that_is_nested_without_end_is_refused_like_any_other(deep: str) -> None:
+    plain = f'{{"digest":"{DIGEST}","version":1,"unknown":{deep}}}'.encode()
+    for payload in (plain, zlib.compress(plain)):
+        with pytest.raises(MessageInvalid, match="nested too deeply"):
+            decode(payload, Done)
+
+
+def test_free_text_brings_no_control_characters_into_a_log_or_terminal() -> None:
+    state = AgentState(status="failed", boot=1, profile="a\x1b[2J", detail="one\ntwo\u202e\x07é")
+    assert (state.profile, state.detail) == ("a [2J", "one two  é")
+    raw = b'{"digest":"%s","code":"x","why":"\\u001b]0;owned\\u0007"}' % DIGEST.encode()
+    assert decode(raw, Reject).why == " ]0;owned "
+    with pytest.raises(MessageInvalid, match="code"):
+        decode(raw.replace(b'"x"', b'"x\\n"'), Reject)

@@ -189,3 +189,18 @@ def _commits(journal: Path) -> int:
     """Count the frames of a WAL that end a transaction: they name the size of the database."""
     frames = journal.read_bytes()[32:]
     return sum(frames[at + 4 : at + 8] != bytes(4) for at in range(0, len(frames), 4096 + 24))
+
+
+@pytest.mark.parametrize("cell", ["text", 7, None, b"\0", b"{}"])
+def test_a_journal_whose_rows_are_damaged_is_named(tmp_path: Path, cell: object) -> None:
+    folder = tmp_path / "outbox"
+    with _open(folder) as outbox:
+        outbox.add(*_update(1))
+        outbox._sql.execute("DROP TABLE outbox")
+        outbox._sql.execute(
+            "CREATE TABLE outbox (number INTEGER PRIMARY KEY, digest, offer, receipt, counted,"
+            " settled_at)"
+        )
+        outbox._sql.execute("INSERT INTO outbox (digest, offer) VALUES ('x', ?)", (cell,))
+    with pytest.raises(LedgerBroken, match="in place of a message"):
+        Outbox(folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,3 +111,52 @@ def test_any_values_are_a_config_or_a_config_error(values: dict[str, Any]) -> No
         assert "\n" not in error.message  # noqa: PT017
     else:
         assert 0 < found.rate <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("words = " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("inner = " + "{a=" * 20_000 + "1" + "}" * 20_000, "nested too deeply"),
+        ("rate = " + "9" * 5000, "4300"),
+        ("a." * 100_000 + "a = 1", "more than 16 parts"),
+        ("[" + ' "a\\"" .' * 100_000 + "b]", "more than 16 parts"),
+        ("inner = { " + "a . " * 100_000 + "a = 1 }", "more than 16 parts"),
+    ],
+)
+def test_a_file_that_would_take_all_time_or_memory_is_no_toml_here(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    began = time.process_time()
+    with pytest.raises(ConfigSyntax, match=says):
+        load(tmp_path, text)
+    assert time.process_time() - began < 2
+
+
+def test_long_texts_with_many_dots_are_no_deep_keys(tmp_path: Path) -> None:
+    text = "rate = 1\n" + 'words = ["' + "a.b." * 100 + '", "c.d"]\n# ' + "x." * 100 + "\n"
+    assert len(load(tmp_path, text).words) == 2
+
+
+class Loose(Config, frozen=True, kw_only=True):
+    seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    count: int = 0
+    more: dict[str, list[float]] | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("seconds = inf", "seconds"),
+        ("seconds = 1e999", "seconds"),
+        ("more = {a = [1.0, nan]}", r"more\.a"),
+        ("count = 99999999999999999999", "count"),
+    ],
+)
+def test_numbers_that_nothing_can_reckon_with_are_refused_by_key(
+    tmp_path: Path, text: str, key: str
+) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigInvalid, match=rf"some\.toml: {key}: a number that is infinite"):
+        config.load(path, Loose)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -106,6 +107,51 @@ def test_a_description_never_leads_out_of_its_folder(prepared: Path) -> None:
     (prepared / "base.json").write_bytes(msgspec.json.encode(edited))
     with pytest.raises(ModelMissing, match="secret"):
         base.verify(prepared)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "pytorch_model.bin", "sub"])
+def test_a_file_that_no_digest_covers_is_refused(prepared: Path, name: str) -> None:
+    (prepared / ".DS_Store").touch()
+    base.verify(prepared)
+    (prepared / name).mkdir() if name == "sub" else (prepared / name).touch()
+    with pytest.raises(ModelDigest, match=name):
+        base.verify(prepared)
+
+
+def test_names_that_no_disk_takes_are_no_files(prepared: Path) -> None:
+    files = {"x" * 300: "ab" * 32}
+    edited = msgspec.structs.replace(
+        base.describe(prepared), files=files, digest=base._digest(files)
+    )
+    (prepared / "base.json").write_bytes(msgspec.json.encode(edited))
+    with pytest.raises(ModelMissing):
+        base.verify(prepared)
+
+
+def test_a_folder_that_brings_its_own_code_is_not_asked_to_run_it(
+    tiny: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny, source)
+    ran = tmp_path / "ran"
+    (source / "mine.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        found = json.loads((source / name).read_text()) | {"model_type": "mine"}
+        classes = {"AutoConfig": "mine.X", "AutoModel": "mine.X", "AutoTokenizer": ["mine.X", None]}
+        (source / name).write_text(json.dumps(found | {"auto_map": classes}))
+    with pytest.raises(ModelMissing):
+        base.prepare(source, tmp_path / "base")
+    assert not ran.exists()
+
+
+def test_an_adapter_is_no_source_though_it_names_one(tiny: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny, source)
+    (source / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "/somewhere/else", "peft_type": "LORA"})
+    )
+    with pytest.raises(ModelMissing, match="is an adapter"):
+        base.prepare(source, tmp_path / "base")
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b"[1]"])

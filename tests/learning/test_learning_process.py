@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ffm_common.errors import MemoryLimitHit, PathUnwritable, WorkerFailed, WorkerStuck
-from learning.process import Progress, Worker
+from learning.process import Progress, Worker, read_answer
 from profiles.limits import Limits
 
 MODULE = """
@@ -231,6 +231,13 @@ def test_a_result_that_is_not_a_number_is_a_failure(start: Start) -> None:
     worker = ended(start("globals()['Answer'] = lambda *_: {'value': float('nan')}"))
     with pytest.raises(WorkerFailed, match=r"result\.json"):
         worker.result()
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"[" * 5000])
+def test_an_error_that_makes_no_sense_is_a_failure(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "error.json").write_bytes(raw)
+    with pytest.raises(WorkerFailed, match=r"error\.json"):
+        read_answer(tmp_path, Answer)
 
 
 def test_a_module_that_is_not_there_is_a_failure(start: Start, tmp_path: Path) -> None:

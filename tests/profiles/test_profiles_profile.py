@@ -99,6 +99,12 @@ def test_extending_an_unknown_profile_is_refused(tmp_path: Path) -> None:
         profiles.load(write(tmp_path, "x.toml", 'extends = "rpi9"\n'))
 
 
+def test_a_name_that_no_disk_takes_is_unknown_and_said_in_short() -> None:
+    with pytest.raises(ProfileUnknown) as caught:
+        profiles.load("x" * 5000)
+    assert len(caught.value.message) < 400
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

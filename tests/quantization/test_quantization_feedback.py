@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ffm_common.errors import PathUnwritable
-from ffm_common.tensors import Array
+from ffm_common.tensors import Array, save
 from quantization.updates.codec import by_name
 from quantization.updates.feedback import CAP, DECAY, ErrorFeedback
 
@@ -103,3 +103,12 @@ def test_below_one_bit_updates_arrive_late_and_not_never(
     lost = np.square(wanted - with_feedback).sum() / energy
     assert lost < most
     assert lost < 0.3 * np.square(wanted - without).sum() / energy
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_residual_that_is_no_number_any_more_is_lost_and_stops_nothing(
+    tmp_path: Path, number: float
+) -> None:
+    path = tmp_path / "residual.safetensors"
+    save(path, one(1, number), metadata={"version": "3"})
+    assert np.array_equal(ErrorFeedback(path).compensate(one(1, 2), 4)["a"], [1, 2])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,23 @@ def test_a_learner_finds_its_tokens_again(
         np.testing.assert_array_equal(batch.ids, batches[0].ids)
         np.testing.assert_array_equal(batch.targets, batches[0].targets)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": 2}, {"examples": 1}, {"examples": 1000}, {"labelled": True}]
+)
+def test_a_run_whose_sizes_are_not_those_of_its_file_is_not_whole(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = tmp_path / "x.tokens"
+    with path.open("wb") as file:
+        pieces = [Piece(np.arange(5, dtype=np.int32), -1)] * 3
+        packed.write(file, pieces, key=KEY, note=str)
+    assert packed.is_whole(path, KEY)
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[-16:-12], "little")
+    said = json.loads(raw[-16 - length : -16]) | change
+    body = raw[: -16 - length] + json.dumps(said).encode()
+    size = len(json.dumps(said)).to_bytes(4, "little")
+    path.write_bytes(body + size + zlib.crc32(body).to_bytes(4, "little") + raw[-8:])
+    assert not packed.is_whole(path, KEY)
