@@ -8,6 +8,7 @@ into memory, and every intermediate result is freed after its last use.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,11 @@ from numpy.typing import NDArray
 
 from ffm_common.errors import ExtraMissing, ModelMissing
 from ffm_common.tensors import Array
+from learning.onnx import outside
+
+_NO_MEMORY = re.compile(
+    r"bad_alloc|(failed|unable) to allocate|(out of|enough) memory", re.IGNORECASE
+)
 
 
 class Session:
@@ -36,10 +42,11 @@ class Session:
     Raises
     ------
     ModelMissing
-        The graph cannot be read or run.
+        The graph cannot be read or run, or wants files that do not lie beside it.
     """
 
     def __init__(self, path: Path, threads: int, *, fuse: bool = False) -> None:
+        outside.check(path)
         runtime = import_runtime()
         options = session_options(threads, fuse=fuse)
         try:
@@ -148,5 +155,4 @@ def threads_here() -> int:
 
 def out_of_memory(error: Exception) -> MemoryError | None:
     """Give the runtime's complaint about memory as Python's own."""
-    said = str(error).lower()
-    return MemoryError(str(error)) if "alloc" in said or "memory" in said else None
+    return MemoryError(str(error)) if _NO_MEMORY.search(str(error)) else None
