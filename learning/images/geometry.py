@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Self, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from ffm_common.errors import ModelMissing, ModelUnsupported
+from ffm_common.reading import Unreadable, as_type
+from learning import base
+
+_Side: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 14)]
+
+
+_SIDES = 2
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a ``config.json`` counts here."""
+
+    # A list: of an int with limits or a tuple of fixed length, msgspec 0.22 reads wild memory.
+    image_size: _Side | list[_Side]
+    patch_size: _Side
+    num_channels: Annotated[int, Meta(ge=1, le=3)]
 
 
 class Geometry(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,24 +52,24 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
         ModelMissing, ModelUnsupported
             There is none, or it is of a model that takes no pictures.
         """
-        try:
-            config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise ModelMissing(f"{folder}: cannot read config.json: {error}") from error
-        try:
-            size = config["image_size"]
-            height, width = (size, size) if isinstance(size, int) else size
-            return cls(
-                channels=config["num_channels"],
-                height=height,
-                width=width,
-                patch=config["patch_size"],
-            )
-        except KeyError as error:
+        config = base.read_config(folder / base.CONFIG)
+        if "image_size" not in config:
             raise ModelUnsupported(
                 f"{folder} is {config.get('model_type')}, which takes no pictures",
                 remedy="take a ViT for the task image-classification",
-            ) from error
+            )
+        try:
+            found = as_type(config, _Config)
+            size = found.image_size
+            sides = [size, size] if isinstance(size, int) else size
+            if len(sides) != _SIDES:
+                raise Unreadable(f"pictures of size {size}")
+            height, width = sides
+            if found.patch_size > min(height, width):
+                raise Unreadable(f"patches of {found.patch_size} in pictures of {size}")
+        except Unreadable as error:
+            raise ModelMissing(f"{folder}: cannot read the size of pictures: {error}") from error
+        return cls(channels=found.num_channels, height=height, width=width, patch=found.patch_size)
 
     @property
     def places(self) -> int:

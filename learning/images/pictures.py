@@ -6,12 +6,19 @@ Only a picture at a time is decoded, by Pillow; arrays need no library.
 from __future__ import annotations
 
 import io
+import lzma
+import math
+import struct
+import sys
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ffm_common.errors import DataEmpty, DataFormat, DataLabels, DataMissing, ExtraMissing
@@ -19,6 +26,16 @@ from ffm_common.errors import DataEmpty, DataFormat, DataLabels, DataMissing, Ex
 _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 # A file may say that it is far larger than it is: nothing on a board is.
 _MOST_PIXELS = 64 << 20
+_MOST_BYTES = 128 << 20
+_MOST_ARRAY_BYTES = 512 << 20
+_MOST_NAMES = 1 << 20
+_KINDS = frozenset("biufSU")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+# What the library raises for a file that is broken, encrypted or packed in a strange way.
+_BROKEN_ZIP = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, KeyError, ValueError),
+    *(NotImplementedError, RuntimeError, OverflowError, zlib.error, lzma.LZMAError, struct.error),
+)
 _GREY, _COLOUR = 2, 3
 _FEWEST_LABELS = 2
 
@@ -79,11 +96,11 @@ class Pictures:
     def _read(self) -> Iterator[Picture]:
         if self._path.is_dir():
             for name in self._names():
-                yield self._decode((self._path / name).read_bytes(), name)
+                yield self._decode(read_picture(self._path / name), name)
         elif self._path.suffix.lower() == ".zip":
             with self._archive() as archive:
                 for name in self._names():
-                    yield self._decode(archive.read(name), name)
+                    yield self._decode(self._member(archive, name), name)
         else:
             pixels, labels = self._arrays()
             for each, label in zip(pixels, labels.tolist(), strict=True):
@@ -105,23 +122,45 @@ class Pictures:
 
     def _archive(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self._path)
-        except (OSError, zipfile.BadZipFile) as error:
+            archive = zipfile.ZipFile(self._path)
+        except _BROKEN_ZIP as error:
             raise DataFormat(f"cannot read {self._path}: {error}") from error
+        if len(archive.namelist()) > _MOST_NAMES:
+            archive.close()
+            raise DataFormat(f"{self._path} holds more than {_MOST_NAMES} files")
+        return archive
+
+    def _member(self, archive: zipfile.ZipFile, name: str) -> bytes:
+        """Unpack a picture's file; not more of it than may be, whatever it packs."""
+        try:
+            with archive.open(name) as file:
+                data = file.read(_MOST_BYTES + 1)
+        except _BROKEN_ZIP as error:
+            raise DataFormat(f"cannot read {name} of {self._path}: {error}") from error
+        return _of_size(data, f"{name} of {self._path}")
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        try:
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-                pixels, labels = found["x"], found["y"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataFormat(f"cannot read {self._path}: {error}") from error
+        with self._archive() as archive:
+            pixels, labels = (self._array(archive, name) for name in ("x.npy", "y.npy"))
         grey = pixels.ndim == _GREY + 1
         colour = pixels.ndim == _COLOUR + 1 and pixels.shape[-1] in {1, 3}
-        if pixels.dtype != np.uint8 or not (grey or colour) or labels.shape != (len(pixels),):
+        right = pixels.dtype == np.uint8 and (grey or colour) and pixels.size
+        if not right or labels.shape != (len(pixels),):
             raise DataFormat(
                 f"{self._path}: x is {pixels.dtype} of shape {pixels.shape}, y of {labels.shape}"
             )
         return pixels, labels
+
+    def _array(self, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+        """Unpack an array that says before how large it is."""
+        try:
+            size = archive.getinfo(name).file_size
+            if size > _MOST_ARRAY_BYTES:
+                raise DataFormat(f"{name} of {self._path} unpacks to {size >> 20} MiB")
+            with archive.open(name) as file:
+                return _array_in(file, size)
+        except (*_BROKEN_ZIP, tokenize.TokenError, SyntaxError, TypeError) as error:
+            raise DataFormat(f"cannot read {name} of {self._path}: {error}") from error
 
     def _decode(self, data: bytes, name: str) -> Picture:
         pixels = decoded(data, self._channels, f"{name} of {self._path}")
@@ -155,15 +194,63 @@ def decoded(data: bytes, channels: int, source: str) -> NDArray[np.uint8]:
     """
     pillow = _pillow()
     try:
-        with pillow.open(io.BytesIO(data)) as image:
+        # These alone: of others, some are handed to programs of this machine.
+        with pillow.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise DataFormat(f"{source}: it has too many pixels")
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+    except (DataFormat, MemoryError):
+        raise
+    except Exception as error:  # what Pillow raises depends on the format
         raise DataFormat(
             f"cannot decode {source}: {error}", remedy="give PNG, JPEG, BMP or WebP"
         ) from error
     return _in_channels(pixels, channels)
+
+
+def read_picture(path: Path) -> bytes:
+    """Read a picture's file.
+
+    Raises
+    ------
+    DataMissing, DataFormat
+        It cannot be read, or is larger than a board may be made to hold.
+    """
+    try:
+        with path.open("rb") as file:
+            return _of_size(file.read(_MOST_BYTES + 1), str(path))
+    except OSError as error:
+        raise DataMissing(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _of_size(data: bytes, source: str) -> bytes:
+    if len(data) > _MOST_BYTES:
+        raise DataFormat(f"{source} has more than {_MOST_BYTES >> 20} MiB")
+    return data
+
+
+def _array_in(file: IO[bytes], size: int) -> NDArray[Any]:
+    """Read an array in numpy's format from `size` bytes; ValueError where it is not that large.
+
+    numpy would first allocate what the head of the file says.
+    """
+    version = npy.read_magic(file)
+    heads = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in heads:
+        raise ValueError(f"an array in format {version}")
+    shape, by_columns, dtype = heads[version](file)
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"it holds {dtype}, not numbers or texts")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count * dtype.itemsize > size:
+        raise ValueError(f"{dtype} of shape {shape} in {size} bytes")
+    data = file.read(count * dtype.itemsize)
+    flat = np.frombuffer(data, dtype, count) if count * dtype.itemsize else np.empty(count, dtype)
+    if dtype.kind == "U":
+        points = flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if points.max(initial=0) > sys.maxunicode:
+            raise ValueError("a text in it is none")
+    return flat.reshape(shape, order="F" if by_columns else "C")
 
 
 def resized(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

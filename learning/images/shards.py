@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ffm_common.errors import DataLabels, DataMissing
+from ffm_common.errors import DataLabels
 from ffm_common.files import sha256_bytes
 from ffm_common.task import Task
 from learning.engine import Batch
 from learning.images.geometry import Geometry
-from learning.images.pictures import Pictures, decoded, resized
+from learning.images.pictures import Pictures, decoded, read_picture, resized
 from learning.texts import packed
 from learning.texts.batches import Shard
 from learning.texts.cache import TokenCache, key_of
@@ -101,11 +101,8 @@ def pictures_batch(paths: Sequence[Path], geometry: Geometry) -> Batch:
     """
     pieces = []
     for path in paths:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataMissing(f"cannot read {path}: {error.strerror or error}") from error
-        pieces.append(_packed(decoded(data, geometry.channels, str(path)), geometry))
+        pixels = decoded(read_picture(path), geometry.channels, str(path))
+        pieces.append(_packed(pixels, geometry))
     shard = ImageShard(pieces, np.zeros(len(pieces), np.int64), geometry)
     return shard.collate(range(len(pieces)))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
+import tracemalloc
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
 from ffm_common.errors import DataEmpty, DataFormat, DataLabels, DataMissing, ExtraMissing
 from ffm_common.task import Adapter, Task
+from learning.images import pictures
 from learning.images.geometry import Geometry
 from learning.images.pictures import Pictures, decoded, labels_of
 from learning.images.shards import ImageShard, image_shard
@@ -178,3 +183,66 @@ def test_arrays_of_other_numbers_or_shapes_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", x=np.zeros((1, 6, 5), np.uint8), y=np.array([{}]))
     with pytest.raises(DataFormat):
         list(Pictures(tmp_path / "objects.npz", 3))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Fail where more than 2 MB are allocated, by numpy or Python."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_zip_that_packs_far_too_much_is_unpacked_to_the_limit_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "_MOST_BYTES", 1000)
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("cat/1.png", "w") as file,
+    ):
+        for _ in range(500):
+            file.write(bytes(100_000))
+    with pytest.raises(DataFormat, match=r"cat/1\.png of .*bomb\.zip has more than"):
+        list(Pictures(tmp_path / "bomb.zip", 3))
+
+
+def npz(path: Path, x: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", x)
+        with archive.open("y.npy", "w") as file:
+            npy.write_array(file, np.array(["cat"]))
+    return path
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_an_array_is_no_larger_than_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = io.BytesIO()
+    npy.write_array_header_1_0(
+        head, {"descr": "|u1", "fortran_order": False, "shape": (1, 100_000, 100_000)}
+    )
+    with pytest.raises(DataFormat, match="100000, 100000"):
+        list(Pictures(npz(tmp_path / "liar.npz", head.getvalue()), 3))
+    monkeypatch.setattr(pictures, "_MOST_ARRAY_BYTES", 1000)
+    with pytest.raises(DataFormat, match="unpacks to"):
+        list(Pictures(npz(tmp_path / "bomb.npz", bytes(10_000)), 3))
+
+
+def test_a_picture_that_another_program_would_have_to_draw_is_not_opened() -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(DataFormat, match="cannot identify"):
+        decoded(postscript, 3, "cat.png")
+
+
+def test_a_picture_that_is_too_large_a_file_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "_MOST_BYTES", 10)
+    with pytest.raises(DataFormat, match=r"cat/1\.png has more than"):
+        list(Pictures(folder, 3))
