@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from federation.connection.carrier import PLAIN, Carrier, dial, of_certificates, speaks_tls
 from federation.connection.websocket import Stream
@@ -25,6 +25,9 @@ _GOODBYE_S: Final = 1.0
 _DISCONNECT: Final = b"\xe0\x00"
 _READ_BYTES: Final = 64 * 1024
 _MID_BITS: Final = 16
+_MOST_PACKET_BYTES: Final = 128 * 1024  # a message of ours has 64 KiB and a topic at most
+_MOST_WAITING: Final = 1 << 16
+_QOS_2: Final = 0x04
 HEADER_BYTES: Final = 9  # of a PUBLISH, beside its topic
 _CONNACK: Final = b"\x20"
 _OTHERS: Final = {b"H": "HTTP", b"\x15": "TLS"}  # first bytes of what is no MQTT
@@ -75,6 +78,24 @@ class _Client(Client):
     def _create_socket(self) -> Stream:
         assert self.stream is not None  # noqa: S101
         return self.stream
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        """Read what is left of a packet, whose length may be a lie of 256 MB."""
+        if bufsize > _MOST_PACKET_BYTES:
+            raise BrokerProtocol(
+                f"the broker sends a packet of {bufsize} bytes, the limit is {_MOST_PACKET_BYTES}"
+            )
+        return super()._sock_recv(bufsize)
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """Take no message of QoS 2, which nobody has asked for: paho would hold it for ever."""
+        if self._in_packet["command"] & _QOS_2:
+            raise BrokerProtocol("the broker sends messages of QoS 2, which nobody has asked for")
+        return super()._handle_publish()
+
+    def waiting(self) -> int:
+        """Count the packets that wait to be written."""
+        return len(self._out_packet)
 
 
 class Link:
@@ -147,10 +168,18 @@ class Link:
         return self._client.want_write()
 
     def turn(self, mask: int) -> int:
-        """Do what the stream is ready for (a mask of poll()); give paho's error code, 0 if fine."""
+        """Do what the stream is ready for (a mask of poll()); give paho's error code, 0 if fine.
+
+        Raises
+        ------
+        BrokerProtocol
+            What comes is no MQTT, or more than this side takes.
+        """
         rc: int = 0
         if mask & (select.POLLIN | select.POLLHUP | select.POLLERR):
             rc = self._client.loop_read()
+            if self._client.waiting() > _MOST_WAITING:
+                raise BrokerProtocol("the broker wants answers and reads none")
         if not rc and self.wants_write():
             rc = self._client.loop_write()
         return rc or self._client.loop_misc()

@@ -60,14 +60,15 @@ _DRAIN_S: Final = 2.0
 _BRIEF_IN_A_ROW: Final = 3
 _DOUBTS: Final = 2
 _LOOK_S: Final = 0.2
+_MOST_EVENTS: Final = 1 << 16  # that wait for the owner: messages may be empty
 
 
 class Session:
     """A connection to a broker that comes back by itself.
 
     One thread does all the networking; the owner reads events with `next` in a single thread of
-    its own. Events come in order and none is dropped: when the owner falls 16 MiB behind, the
-    session stops reading from the network until it has caught up.
+    its own. Events come in order and none is dropped: when the owner falls 16 MiB or 65,536 events
+    behind, the session stops reading from the network until it has caught up.
 
     Parameters
     ----------
@@ -208,15 +209,15 @@ class Session:
             _LOG.error("the network thread has died; starting another")
             self._shut(None, "", "internal: the network thread died")
             self._thread = self._start()
+        was_behind = self._behind()
         try:
             event = self._events.get(timeout=timeout)
         except queue.Empty:
             return None
         if isinstance(event, Received):
-            was_behind = self._behind()
             self._read_bytes += len(event.payload)
-            if was_behind and not self._behind():
-                self._wake()
+        if was_behind and not self._behind():
+            self._wake()
         return event
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
@@ -432,7 +433,8 @@ class Session:
 
     def _behind(self) -> bool:
         """Tell whether more waits for the owner than should be held in memory."""
-        return self._received_bytes - self._read_bytes > BUFFER_BYTES
+        waiting = self._received_bytes - self._read_bytes
+        return waiting > BUFFER_BYTES or self._events.qsize() > _MOST_EVENTS
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it is awake anyway; closed: it is gone
