@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,11 +64,16 @@ def imports(tree: ast.AST, *, lazy: bool = False) -> Iterator[tuple[str, bool]]:
         yield from imports(node, lazy=deeper)
 
 
-def all_imports() -> Iterator[tuple[str, str, bool]]:
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Parse the whole house, once."""
+    return {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+@functools.cache
+def all_imports() -> list[tuple[str, str, bool]]:
     """Give (the module that imports, what it imports, whether lazily) for the whole house."""
-    for name, path in MODULES.items():
-        for other, lazy in imports(ast.parse(path.read_text())):
-            yield name, other, lazy
+    return [(name, other, lazy) for name, tree in trees().items() for other, lazy in imports(tree)]
 
 
 def top(name: str) -> str:
@@ -103,6 +109,52 @@ def test_heavy_libraries_are_imported_only_when_they_are_needed() -> None:
         and (top(other) in HEAVY or ".".join(other.split(".")[:2]) in HEAVY_AT_TOP)
     ]
     assert wrong == []
+
+
+# What runs what it reads; ruff looks for ``eval`` and ``exec``.
+UNSAFE_MODULES = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"torch.load", "torch.hub.load", "torch.jit.load"}
+GUARD = "NO_FOREIGN_CODE"
+
+
+def unsafe(tree: ast.AST) -> Iterator[str]:
+    """Name what could run what a file or a stranger says."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).replace("np.", "numpy.")
+            if called in UNSAFE_CALLS:
+                yield called
+            if called.endswith(".from_pretrained") and called.startswith(("Auto", "kind")):
+                given = [ast.unparse(word.value) for word in node.keywords if word.arg is None]
+                if not any(each.endswith(GUARD) for each in given):
+                    yield f"{called} without {GUARD}"
+            for word in node.keywords:
+                allowed = isinstance(word.value, ast.Constant) and word.value.value is False
+                if word.arg in {"allow_pickle", "trust_remote_code"} and not allowed:
+                    yield f"{called}({word.arg}=...)"
+    yield from (other for other, _ in imports(tree) if top(other) in UNSAFE_MODULES)
+
+
+def test_nothing_that_is_read_is_ever_run() -> None:
+    """No pickle in any form, no ``torch.load``, no code that a model's folder brings."""
+    wrong = [f"{name}: {what}" for name, tree in trees().items() for what in unsafe(tree)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "import torch\nx = torch.load('x', weights_only=True)",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "np.load('x', allow_pickle=flag)",
+        "model.from_pretrained('x', trust_remote_code=True)",
+        "AutoModel.from_pretrained('x')",
+    ],
+)
+def test_what_runs_what_it_reads_is_seen(source: str) -> None:
+    assert list(unsafe(ast.parse(source))) != []
 
 
 def test_no_module_is_too_long_to_be_read_at_night() -> None:
