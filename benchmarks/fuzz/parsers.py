@@ -1,0 +1,58 @@
+"""Every parser of what comes from outside, or from a disk. A new one is one line here.
+
+The numbers of inputs make a million, and are chosen so that none takes most of the time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.fuzz import data, folders, state, updates, wire
+from benchmarks.fuzz.subject import Parser
+
+PARSERS: Final = (
+    Parser(name="messages", make=wire.control_messages, inputs=210_000),
+    Parser(name="topics", make=wire.topics, inputs=100_000),
+    Parser(name="chunks", make=wire.chunk, inputs=50_000),
+    Parser(name="hub", make=wire.hub, inputs=50_000, memory_mb=96),
+    Parser(name="agent", make=wire.agent, inputs=50_000),
+    Parser(name="websocket", make=wire.websocket, inputs=40_000),
+    Parser(name="mqtt", make=wire.mqtt, inputs=40_000),
+    Parser(name="containers", make=updates.containers, inputs=110_000),
+    Parser(name="chains", make=updates.chains, inputs=20_000),
+    Parser(name="hub-toml", make=state.hub_toml, inputs=15_000),
+    Parser(name="agent-toml", make=state.agent_toml, inputs=15_000),
+    Parser(name="profile-toml", make=state.profile_toml, inputs=10_000),
+    Parser(name="journal", make=state.journal, inputs=10_000),
+    Parser(name="calibration", make=state.calibration, inputs=10_000),
+    Parser(name="daily-budget", make=state.daily_budget, inputs=10_000),
+    Parser(name="version-record", make=state.version_record, inputs=20_000),
+    Parser(name="kept-losses", make=state.kept_loss, inputs=10_000),
+    Parser(name="worker-answers", make=state.worker_answers, inputs=20_000),
+    Parser(name="adapter-weights", make=state.adapter_weights, inputs=20_000),
+    Parser(name="residual", make=state.residual, inputs=10_000),
+    Parser(name="training-state", make=state.training_state, inputs=20_000),
+    Parser(name="tokens", make=state.tokens, inputs=20_000),
+    Parser(name="outbox", make=state.outbox, inputs=4_000),
+    Parser(name="hub-ledger", make=state.hub_ledger, inputs=4_000),
+    Parser(name="adapter-card", make=folders.adapter_card, inputs=15_000),
+    Parser(name="base-manifest", make=folders.base_manifest, inputs=10_000),
+    Parser(name="model-config", make=folders.model_config, inputs=10_000),
+    Parser(name="weights-head", make=folders.weights_head, inputs=10_000),
+    Parser(name="picture-processor", make=folders.picture_processor, inputs=10_000),
+    Parser(name="tokenizer", make=folders.tokenizer, inputs=6_000),
+    Parser(name="tokenizer-config", make=folders.tokenizer_config, inputs=5_000),
+    Parser(name="exported-step", make=folders.exported_step, inputs=10_000),
+    Parser(name="merged-model", make=folders.merged_model, inputs=10_000),
+    Parser(name="graph", make=folders.graph, inputs=4_000, memory_mb=128),
+    Parser(name="csv", make=data.csv, inputs=20_000),
+    Parser(name="tsv", make=data.tsv, inputs=15_000),
+    Parser(name="jsonl", make=data.jsonl, inputs=15_000),
+    Parser(name="json-line", make=data.one_json_line, inputs=15_000),
+    Parser(name="plain-text", make=data.plain_text, inputs=15_000),
+    Parser(name="parquet", make=data.parquet, inputs=6_000, memory_mb=256),
+    Parser(name="pictures", make=data.pictures, inputs=25_000, memory_mb=1024),
+    Parser(name="picture-zip", make=data.picture_zip, inputs=8_000, memory_mb=256),
+    Parser(name="picture-arrays", make=data.picture_arrays, inputs=8_000, memory_mb=256),
+)
+BY_NAME: Final = {parser.name: parser for parser in PARSERS}
