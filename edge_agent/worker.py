@@ -259,4 +259,4 @@ def _trainer(job: TrainJob, engine: Engine, shard: Shard, checkpoint: Path) -> T
 
 
 if __name__ == "__main__":
-    sys.exit(process.main(TrainJob, train))
+    sys.exit(process.main(TrainJob, train, private=True))

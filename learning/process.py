@@ -15,8 +15,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Generic, TypeVar
 
 import msgspec
@@ -198,9 +200,19 @@ class Worker(Generic[Result]):
             self._pipe = -1
 
 
-def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) -> int:
-    """Run a worker module's own side: read the job, do it, leave a result or an error."""
+def main(
+    job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct], *, private: bool = False
+) -> int:
+    """Run a worker module's own side: read the job, do it, leave a result or an error.
+
+    Parameters
+    ----------
+    private
+        The work is on private data: neither an error nor a traceback quotes any of it.
+    """
     folder = Path(sys.argv[1])
+    if private:
+        sys.excepthook = _say_where
     signal.signal(signal.SIGTERM, lambda *_: _stop.set())
     # Libraries print to standard output; the pipe to the parent is for progress alone.
     pipe = os.dup(1)
@@ -215,12 +227,28 @@ def main(job: type[Job], work: Callable[[Job, Path, Report], msgspec.Struct]) ->
         todo = read_job(folder, job)
         write_atomic(folder / _RESULT, msgspec.json.encode(work(todo, folder, report)))
     except (FfmError, ModuleNotFoundError) as caught:
-        return _leave(readable(caught), folder)
+        return _leave(readable(caught), folder, private=private)
     except OSError as caught:
         if caught.errno not in _DISK:
             raise
-        return _leave(PathUnwritable(f"cannot write below {folder}: {caught}"), folder)
+        why = PathUnwritable(f"cannot write below {folder}: {caught}")
+        return _leave(why, folder, private=private)
     return 0
+
+
+def _say_where(
+    _kind: type[BaseException], error: BaseException, _trace: TracebackType | None
+) -> None:
+    """Write a traceback without the words of the errors, which may be somebody's text."""
+    chain: list[BaseException] = []
+    last: BaseException | None = error
+    while last is not None and last not in chain:
+        chain.insert(0, last)
+        last = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+    for each in chain:
+        sys.stderr.write("Traceback (its last words may be private, and are left out):\n")
+        sys.stderr.writelines(traceback.format_tb(each.__traceback__))
+        sys.stderr.write(f"{type(each).__qualname__}\n")
 
 
 def read_job(folder: Path, kind: type[Job]) -> Job:
@@ -255,9 +283,9 @@ def _read(path: Path, kind: type[T]) -> T:
         raise WorkerFailed(f"{path}: {error}") from error
 
 
-def _leave(error: FfmError, folder: Path) -> int:
+def _leave(error: FfmError, folder: Path, *, private: bool) -> int:
     """Leave an error where the parent finds it; what a full disk does not take, the status says."""
-    failure = Failure(error.code, error.message)
+    failure = Failure(error.code, error.message if private else error.told)
     if not isinstance(error, PathUnwritable):
         write_atomic(folder / _ERROR, msgspec.json.encode(failure))
         return error.exit_status

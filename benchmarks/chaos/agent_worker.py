@@ -43,4 +43,4 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
 
 
 if __name__ == "__main__":
-    sys.exit(process.main(TrainJob, train))
+    sys.exit(process.main(TrainJob, train, private=True))

@@ -96,7 +96,7 @@ class Pictures:
     def _read(self) -> Iterator[Picture]:
         if self._path.is_dir():
             for name in self._names():
-                yield self._decode(read_picture(self._path / name), name)
+                yield self._decode(read_picture(self._path, name), name)
         elif self._path.suffix.lower() == ".zip":
             with self._archive() as archive:
                 for name in self._names():
@@ -136,8 +136,10 @@ class Pictures:
             with archive.open(name) as file:
                 data = file.read(_MOST_BYTES + 1)
         except _BROKEN_ZIP as error:
-            raise DataFormat(f"cannot read {name} of {self._path}: {error}") from error
-        return _of_size(data, f"{name} of {self._path}")
+            raise DataFormat(
+                f"cannot read a picture of {self._path}: {error}", quotes=f"it is {name}"
+            ) from error
+        return _of_size(data, f"a picture of {self._path}", name)
 
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         with self._archive() as archive:
@@ -163,7 +165,7 @@ class Pictures:
             raise DataFormat(f"cannot read {name} of {self._path}: {error}") from error
 
     def _decode(self, data: bytes, name: str) -> Picture:
-        pixels = decoded(data, self._channels, f"{name} of {self._path}")
+        pixels = decoded(data, self._channels, f"a picture of {self._path}", name)
         return Picture(pixels, _label(name))
 
 
@@ -184,31 +186,35 @@ def labels_of(paths: Sequence[Path]) -> list[str]:
     return sorted(found)
 
 
-def decoded(data: bytes, channels: int, source: str) -> NDArray[np.uint8]:
+def decoded(data: bytes, channels: int, source: str, name: str = "") -> NDArray[np.uint8]:
     """Decode the bytes of a picture's file; gives shape (height, width, channels).
 
     Raises
     ------
     DataFormat
-        They are none, or of more pixels than a board may be made to hold; `source` is named.
+        They are none, or of more pixels than a board may be made to hold; `source` is named, and
+        the picture's own `name` quoted.
     """
+    quotes = f"it is {name}" if name else ""
     pillow = _pillow()
     try:
         # These alone: of others, some are handed to programs of this machine.
         with pillow.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
-                raise DataFormat(f"{source}: it has too many pixels")
+                raise DataFormat(f"{source}: it has too many pixels", quotes=quotes)
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (DataFormat, MemoryError):
         raise
     except Exception as error:  # what Pillow raises depends on the format
         raise DataFormat(
-            f"cannot decode {source}: {error}", remedy="give PNG, JPEG, BMP or WebP"
+            f"cannot decode {source}: {error}",
+            remedy="give PNG, JPEG, BMP or WebP",
+            quotes=quotes,
         ) from error
     return _in_channels(pixels, channels)
 
 
-def read_picture(path: Path) -> bytes:
+def read_picture(folder: Path, name: str) -> bytes:
     """Read a picture's file.
 
     Raises
@@ -217,15 +223,18 @@ def read_picture(path: Path) -> bytes:
         It cannot be read, or is larger than a board may be made to hold.
     """
     try:
-        with path.open("rb") as file:
-            return _of_size(file.read(_MOST_BYTES + 1), str(path))
+        with (folder / name).open("rb") as file:
+            return _of_size(file.read(_MOST_BYTES + 1), f"a picture of {folder}", name)
     except OSError as error:
-        raise DataMissing(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataMissing(
+            f"cannot read a picture of {folder}: {error.strerror or error}",
+            quotes=f"it is {name}",
+        ) from error
 
 
-def _of_size(data: bytes, source: str) -> bytes:
+def _of_size(data: bytes, source: str, name: str) -> bytes:
     if len(data) > _MOST_BYTES:
-        raise DataFormat(f"{source} has more than {_MOST_BYTES >> 20} MiB")
+        raise DataFormat(f"{source} has more than {_MOST_BYTES >> 20} MiB", quotes=f"it is {name}")
     return data
 
 

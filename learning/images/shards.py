@@ -101,7 +101,7 @@ def pictures_batch(paths: Sequence[Path], geometry: Geometry) -> Batch:
     """
     pieces = []
     for path in paths:
-        pixels = decoded(read_picture(path), geometry.channels, str(path))
+        pixels = decoded(read_picture(path.parent, path.name), geometry.channels, str(path))
         pieces.append(_packed(pixels, geometry))
     shard = ImageShard(pieces, np.zeros(len(pieces), np.int64), geometry)
     return shard.collate(range(len(pieces)))
@@ -129,7 +129,7 @@ def _pieces(
         known += 1
         yield Piece(_packed(picture.pixels, geometry), target)
     if not known:
-        raise DataLabels(f"no picture has a label of this task (one is {other!r})")
+        raise DataLabels("no picture has a label of this task", quotes=f"one is {other!r}")
 
 
 def _listing(folder: Path) -> str:

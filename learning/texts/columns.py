@@ -46,11 +46,13 @@ class Columns(msgspec.Struct, frozen=True):
     header: bool
     guessed: bool
 
-    def describe(self) -> str:
-        """Say in one line which columns were taken and how."""
+    def describe(self, *, names: bool = True) -> str:
+        """Say in one line which columns were taken and how; without `names`, by their positions."""
+        text, label = (
+            repr(self.names[at]) if names else f"number {at}" for at in (self.text, self.label)
+        )
         return (
-            f"text from column {self.names[self.text]!r}, "
-            f"label from column {self.names[self.label]!r}"
+            f"text from column {text}, label from column {label}"
             f"{' (guessed)' if self.guessed else ''}"
             f"{'' if self.header else '; no header row'}"
         )
@@ -91,9 +93,10 @@ def choose_columns(
         else:
             width = Counter(len(row) for row in sample).most_common(1)[0][0]
             names = tuple(str(position) for position in range(width))
-    listing = f"{source} has {', '.join(map(repr, names))}{'' if header else ' (no header row)'}"
-    at_text = None if text is None else _find(names, text, listing)
-    at_label = None if label is None else _find(names, label, listing)
+    # A header row that is none is somebody's first text.
+    listing = f"it has {', '.join(map(repr, names))}{'' if header else ' (no header row)'}"
+    at_text = None if text is None else _find(names, text, source, listing)
+    at_label = None if label is None else _find(names, label, source, listing)
     if at_text is None:
         at_text = _first_known(names, TEXT_NAMES, at_label)
     if at_label is None:
@@ -104,9 +107,11 @@ def choose_columns(
         at_label = _most_repeating(names, sample, at_text)
     if at_text is None or at_label is None:
         what = "text" if at_text is None else "label"
-        raise DataColumns(f"cannot tell which column is the {what}: {listing}")
+        raise DataColumns(f"{source}: cannot tell which column is the {what}", quotes=listing)
     if at_text == at_label:
-        raise DataColumns(f"text and label are the same column {names[at_text]!r}: {listing}")
+        raise DataColumns(
+            f"{source}: text and label are the same column, number {at_text}", quotes=listing
+        )
     guessed = text is None or label is None
     return Columns(names=names, text=at_text, label=at_label, header=header, guessed=guessed)
 
@@ -137,7 +142,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _find(names: tuple[str, ...], wanted: str, listing: str) -> int:
+def _find(names: tuple[str, ...], wanted: str, source: str, listing: str) -> int:
     wanted = wanted.strip()
     if wanted in names:
         return names.index(wanted)
@@ -146,7 +151,7 @@ def _find(names: tuple[str, ...], wanted: str, listing: str) -> int:
         return folded.index(wanted.casefold())
     if wanted.isdecimal() and len(wanted) <= len(str(len(names))) and int(wanted) < len(names):
         return int(wanted)
-    raise DataColumns(f"no column {wanted!r}: {listing}")
+    raise DataColumns(f"{source} has no column {wanted!r}", quotes=listing)
 
 
 def _first_known(names: tuple[str, ...], known: tuple[str, ...], taken: int | None) -> int | None:

@@ -58,8 +58,8 @@ class Labelled(msgspec.Struct, frozen=True):
 
     def describe(self) -> str:
         """Say in one line what was taken and what was left out."""
-        labels = len(label_names(self.examples))
-        return _described(len(self.examples), labels, self.columns, self.skipped, self.cut)
+        labels, columns = len(label_names(self.examples)), self.columns.describe()
+        return _described(len(self.examples), labels, columns, self.skipped, self.cut)
 
 
 class Rows:
@@ -114,12 +114,14 @@ class Rows:
             yield example
         if not self._taken:
             what = f"{self.skipped} rows, none with both" if self.skipped else "a header row and no"
-            raise DataEmpty(f"{self._path} has {what} text and label ({self.columns.describe()})")
+            raise DataEmpty(
+                f"{self._path} has {what} text and label", quotes=self.columns.describe()
+            )
 
     def describe(self) -> str:
-        """Say in one line what was taken and what was left out."""
-        labels = len(self._labels)
-        return _described(self._taken, labels, self.columns, self.skipped, self.cut)
+        """Say in one line what was taken and what was left out; columns by their positions."""
+        columns = self.columns.describe(names=False)
+        return _described(self._taken, len(self._labels), columns, self.skipped, self.cut)
 
 
 def load_labelled(
@@ -252,8 +254,8 @@ def _sample(rows: Iterator[Row]) -> list[Row]:
     return found
 
 
-def _described(examples: int, labels: int, columns: Columns, skipped: int, cut: int) -> str:
-    line = f"{examples} examples, {labels} labels; {columns.describe()}"
+def _described(examples: int, labels: int, columns: str, skipped: int, cut: int) -> str:
+    line = f"{examples} examples, {labels} labels; {columns}"
     if skipped:
         line += f"; {skipped} rows skipped (blank, or too many cells)"
     if cut:
@@ -265,7 +267,7 @@ def _cells_of(path: Path, column: str) -> Iterator[Part]:
     table = open_table(path)
     names = table.names or tuple(cell or "" for cell in next(table.rows, ()))
     if column not in names:
-        raise DataColumns(f"{path} has no column {column!r}, it has {', '.join(names)}")
+        raise DataColumns(f"{path} has no column {column!r}", quotes=f"it has {', '.join(names)}")
     at = names.index(column)
     for row in table.rows:
         text = (row[at] or "").strip() if len(row) > at else ""

@@ -51,7 +51,7 @@ def labelled(
     if first is None:
         raise DataEmpty("the shard holds no example")
     if not known:
-        raise DataLabels(f"no example has a label of this task (one is {first!r})")
+        raise DataLabels("no example has a label of this task", quotes=f"one is {first!r}")
 
 
 def packed(parts: Iterable[Part], tokenizer: Any, max_length: int) -> Iterator[Piece]:

@@ -18,6 +18,8 @@ from ffm_common.errors import DataFormat, DataMissing, ExtraMissing
 MAX_FILE_BYTES = 512 << 20
 _MAX_LINE_BYTES = 8 << 20
 _MAX_COLUMNS = 1000
+# What Python makes of a line is many times as large: of "[]," it is 20 times.
+_MAX_DELIMITERS = 1 << 18
 _PARQUET_ROWS, _PARQUET_BYTES = 256, 1 << 16
 _BOM = b"\xef\xbb\xbf"
 
@@ -124,7 +126,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     # Spreadsheets of half of Europe write semicolons under the name CSV.
     delimiter = next((mark for mark in ",;\t" if mark in first), ",")
     # Strict: without it an unbalanced quote silently swallows the rest of the file into one cell.
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    reader = csv.reader(_short(path, delimiter), delimiter=delimiter, strict=True)
     while True:
         begin = reader.line_num + 1
         try:
@@ -134,6 +136,14 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         except csv.Error as error:
             raise DataFormat(f"{path}: the row that begins at line {begin}: {error}") from error
         yield _within_limit(path, tuple(row))
+
+
+def _short(path: Path, delimiter: str) -> Iterator[str]:
+    """Give the lines that no reader makes into millions of cells."""
+    for number, line in enumerate(_lines(path), 1):
+        if line.count(delimiter) > _MAX_DELIMITERS:
+            raise DataFormat(f"{path}: line {number} has more than {_MAX_COLUMNS} columns")
+        yield line
 
 
 def _read_tsv(path: Path) -> Table:
@@ -154,7 +164,7 @@ def _tsv_rows(path: Path) -> Iterator[Row]:
 
 
 def _cells(line: str) -> list[str]:
-    return line.rstrip("\r\n").split("\t")
+    return line.rstrip("\r\n").split("\t", _MAX_COLUMNS)  # one more than are taken
 
 
 def _balanced(cell: str) -> bool:
@@ -186,6 +196,8 @@ def _json_records(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
+        if line.count("[") + line.count("{") > _MAX_DELIMITERS:
+            raise DataFormat(f"{path}: line {number} holds too many lists and objects")
         try:
             record = json.loads(line)
             if "\\u" in line:

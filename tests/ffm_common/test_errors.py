@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ffm_common import errors
-from ffm_common.errors import FfmError
+from ffm_common.errors import DataLabels, FfmError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 DRAWN = re.compile(r"^(?P<indent>[\s│]*)[├└]── (?P<name>\w+)(?:\s+(?P<code>[a-z-]+))?$")
@@ -78,3 +78,9 @@ def test_the_manual_has_a_line_for_each_leaf_in_the_order_of_the_tree() -> None:
     assert not missing, f"add to docs/errors.md, in the order of the tree:\n{missing}"
     assert not outdated, f"remove from docs/errors.md:\n{outdated}"
     assert found == wanted, "docs/errors.md is not in the order of the tree"
+
+
+def test_what_is_quoted_of_data_is_in_the_line_and_not_in_the_message() -> None:
+    error = DataLabels("no example has a label of this task", quotes="one is 'x'")
+    assert "of this task; one is 'x' -- " in error.line()
+    assert str(error) == error.message == "no example has a label of this task"

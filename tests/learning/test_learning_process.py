@@ -149,6 +149,34 @@ def test_the_traceback_of_a_crash_is_in_the_log(start: Start, tmp_path: Path) ->
     assert "KeyError: 'oops'" in log(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("raise KeyError('my secret')", "KeyError"),
+        ("int('my secret')", "ValueError"),
+        (
+            "try: int('my secret')\nexcept ValueError as e: raise MemoryError('my secret') from e",
+            "",
+        ),
+        ("try: int('my secret')\nfinally: {}['my secret']", "KeyError"),
+        ("class Panic(BaseException): pass\nraise Panic('my secret')", "Panic"),
+        ("from ffm_common.errors import DataLabels\nraise DataLabels('x', quotes='my secret')", ""),
+    ],
+)
+def test_a_worker_on_private_data_dies_without_its_last_words(
+    start: Start, tmp_path: Path, what: str, kind: str
+) -> None:
+    module = tmp_path / "some_worker.py"
+    module.write_text(MODULE.replace("main(Job, work)", "main(Job, work, private=True)"))
+    with pytest.raises(WorkerFailed) as caught:
+        ended(start(what)).result()
+    assert "my secret" not in caught.value.line()
+    assert "my secret" not in log(tmp_path)
+    assert kind in log(tmp_path)
+    (tmp_path / "work" / "job.json").unlink()
+    assert not any(b"my secret" in path.read_bytes() for path in (tmp_path / "work").iterdir())
+
+
 def test_a_worker_that_is_killed_from_outside_is_a_failure(start: Start) -> None:
     worker = start("report(1, 9, 1.0); time.sleep(60)")
     until = time.monotonic() + 30

@@ -146,12 +146,46 @@ def test_named_columns_win_over_the_known_names(tmp_path: Path) -> None:
 
 def test_an_absent_column_is_refused_with_those_there_are(tmp_path: Path) -> None:
     path = put(tmp_path, "a.csv", "text,label\ngood film,pos\n")
-    with pytest.raises(DataColumns, match=r"no column 'utterance': .* has 'text', 'label'"):
+    with pytest.raises(DataColumns, match=r"no column 'utterance'") as caught:
         read_labelled(path, text="utterance")
+    assert "no column 'utterance'; it has 'text', 'label' --" in caught.value.line()
     with pytest.raises(DataColumns, match="no column '2'"):
         read_labelled(path, label="2")
-    with pytest.raises(DataColumns, match="same column 'text'"):
+    with pytest.raises(DataColumns, match="same column, number 0"):
         read_labelled(path, text="text", label="text")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "asked"),
+    [
+        ("a.csv", "the secret,x\nof one,y\n", {"text": "text"}),  # the first row is no header
+        ("a.csv", "the secret,z\n" + "of one,y\n" * 5, {"label": "label"}),  # or is taken for one
+        ("a.tsv", "the secret\n", {}),
+        ("a.csv", "text,label\nthe secret,\n", {}),
+        ("a.jsonl", '{"the secret": "x"}\n', {}),
+        ("a.csv", 'text,label\n"the secret,x\n', {}),
+        ("a.jsonl", '{"text": "the secret", "label": "x"\n', {}),
+        ("a.csv", "text,label\nthe secret" + " x" * 70_000 + ",y\n", {}),
+        ("a.csv", b"text,label\nthe secret \xff,y\n", {}),
+    ],
+)
+def test_what_an_error_says_quotes_no_text(
+    tmp_path: Path, name: str, content: str | bytes, asked: dict[str, str]
+) -> None:
+    path = put(tmp_path, name, content)
+    with pytest.raises(DataError) as caught:
+        list(Rows(path, **asked))
+    assert "secret" not in caught.value.message
+    with pytest.raises(DataError) as caught:
+        list(stream_texts(path, text="utterance"))
+    assert "secret" not in caught.value.message
+
+
+def test_what_is_noted_about_a_file_names_columns_by_position(tmp_path: Path) -> None:
+    rows = Rows(put(tmp_path, "a.csv", "the secret,z\n" + "of one,y\nof two,x\n" * 5))
+    assert len(list(rows)) == 10  # the first row looked like a header
+    assert "text from column number 0, label from column number 1" in rows.describe()
+    assert "secret" not in rows.describe()
 
 
 @pytest.mark.parametrize(
@@ -357,8 +391,9 @@ def test_a_long_document_comes_in_parts_that_lose_nothing(tmp_path: Path, unit: 
 def test_texts_of_a_table_come_from_its_column(tmp_path: Path) -> None:
     path = put(tmp_path, "a.csv", "id,body\n1, one \n2,\n3,three\n")
     assert read_texts(path, text="body") == ["one", "three"]
-    with pytest.raises(DataColumns, match="id, body"):
+    with pytest.raises(DataColumns, match="no column 'text'") as caught:
         list(stream_texts(path))
+    assert "it has id, body" in caught.value.line()
 
 
 def test_rows_come_one_by_one_and_an_error_when_it_is_reached(tmp_path: Path) -> None:

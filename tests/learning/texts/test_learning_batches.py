@@ -99,8 +99,9 @@ def test_examples_of_unknown_labels_are_left_out_and_counted(tokenizer: Any) -> 
 
 
 def test_a_shard_without_a_known_label_or_without_examples_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(DataLabels, match="'x'"):
+    with pytest.raises(DataLabels, match="no example has a label of this task") as caught:
         labelled_shard([Example("one", "x")], ["a", "b"], tokenizer, 8)
+    assert "one is 'x'" in caught.value.line()
     with pytest.raises(DataEmpty):
         labelled_shard([], ["a", "b"], tokenizer, 8)
 

@@ -183,7 +183,7 @@ def test_a_changed_file_or_another_task_is_read_anew(
     assert (
         first.collate([0, 1]).targets.tolist() == again.collate([0, 1]).targets.tolist() == [0, 1]
     )
-    assert "3 examples, 3 labels; text from column 'text'" in caplog.messages[-1]
+    assert "3 examples, 3 labels; text from column number 0" in caplog.messages[-1]
     assert caplog.messages[-1] == caplog.messages[-2]
     Reader(task, tokenizer, 9).shard(data, cache=cache, base="b")
     Reader(task, tokenizer, 8).shard(data, cache=cache, base="c")
