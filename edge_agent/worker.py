@@ -258,5 +258,10 @@ def _trainer(job: TrainJob, engine: Engine, shard: Shard, checkpoint: Path) -> T
         return build()
 
 
+def main() -> int:
+    """Run as a worker; give the exit status."""
+    return process.main(TrainJob, train, private=True)
+
+
 if __name__ == "__main__":
-    sys.exit(process.main(TrainJob, train, private=True))
+    sys.exit(main())
