@@ -93,7 +93,7 @@ class Root:
                 return None
             return disk.f_bavail * disk.f_frsize
         lines = (self.text("commands/df") or "").split()
-        return int(lines[-1]) if lines and lines[-1].isdigit() else None
+        return int(lines[-1]) if lines and re.fullmatch(r"[0-9]{1,18}", lines[-1]) else None
 
 
 class Heat(msgspec.Struct, frozen=True):
@@ -201,14 +201,18 @@ def pressure(root: Root, resource: str) -> float | None:
 
     `resource` is "memory", "cpu" or "io" (pressure stall information, since Linux 4.20).
     """
-    found = re.search(r"^some avg10=([0-9.]+)", root.text(f"proc/pressure/{resource}") or "")
+    found = re.search(
+        r"^some avg10=([0-9]{1,9}(\.[0-9]{1,9})?)", root.text(f"proc/pressure/{resource}") or ""
+    )
     return float(found[1]) if found else None
 
 
 def memory(root: Root) -> Memory | None:
     """Read /proc/meminfo."""
     text = root.text("proc/meminfo") or ""
-    kilobytes = {key: int(n) for key, n in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    kilobytes = {
+        key: int(n) for key, n in re.findall(r"^(\w+):\s+(\d{1,18}) kB", text, re.MULTILINE)
+    }
     if "MemTotal" not in kilobytes or "MemAvailable" not in kilobytes:
         return None
     return Memory(kilobytes["MemTotal"] // 1024, kilobytes["MemAvailable"] // 1024)
@@ -216,7 +220,7 @@ def memory(root: Root) -> Memory | None:
 
 def cpu_time(root: Root) -> CpuTime | None:
     """Read the first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal."""
-    found = re.match(r"cpu +((?:\d+ ?)+)", root.text("proc/stat") or "")
+    found = re.match(r"cpu +([\d ]{1,400})", root.text("proc/stat") or "")
     ticks = [int(word) for word in found[1].split()] if found else []
     if len(ticks) < 7:  # noqa: PLR2004
         return None

@@ -34,7 +34,9 @@ from learning.texts import packed
 from learning.texts.pieces import Piece
 from profiles import ledger as budget
 from profiles import profile as profiles
+from profiles import sensors
 from profiles.calibration import Calibrated, Calibration, Calibrations
+from profiles.detect import detect
 from quantization.updates.feedback import ErrorFeedback
 
 _DIGEST = "ab" * 32
@@ -355,6 +357,46 @@ def tokens(work: Path) -> Subject:
 
     seeds = {"labelled": make((0, 1)), "plain": make((-1, -1))}
     return Subject(_of_file(work / "x.tokens", read), seeds, mend=mend)
+
+
+# -- the board ------------------------------------------------------------------------------------
+
+_BOARD = {
+    "proc/cpuinfo": b"processor\t: 0\nCPU part\t: 0xd08\nprocessor\t: 1\n",
+    "proc/meminfo": b"MemTotal:  3884000 kB\nMemAvailable:  3000000 kB\n",
+    "proc/stat": b"cpu  100 2 30 4000 5 6 7 8 0 0\ncpu0 1 2 3\n",
+    "proc/loadavg": b"0.52 0.40 0.30 1/100 999\n",
+    "proc/pressure/memory": b"some avg10=1.25 avg60=0.00 avg300=0.00 total=7\n",
+    "proc/device-tree/model": b"Raspberry Pi 4 Model B Rev 1.4\0",
+    "sys/class/thermal/thermal_zone0/temp": b"51121\n",
+    "sys/class/thermal/thermal_zone0/type": b"cpu-thermal\n",
+    "sys/class/power_supply/BAT0/type": b"Battery\n",
+    "sys/class/power_supply/BAT0/capacity": b"87\n",
+    "sys/class/power_supply/AC/type": b"Mains\n",
+    "sys/class/power_supply/AC/online": b"1\n",
+    "commands/vcgencmd-get_throttled": b"throttled=0x50005\n",
+    "commands/df": b"Avail\n20000000000\n",
+}
+
+
+def board(work: Path) -> Subject:
+    """What a board says of itself: files of /proc and /sys, and what programs print."""
+    between = b"\x1e"
+    for name in _BOARD:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+
+    def parse(data: bytes) -> object:
+        parts = data.split(between)
+        for place, name in enumerate(_BOARD):
+            (work / name).write_bytes(parts[place] if place < len(parts) else b"")
+        root = sensors.Root(work)
+        return (
+            *(detect(root), sensors.heat(root), sensors.throttled(root), sensors.power(root)),
+            *(sensors.pressure(root, "memory"), sensors.memory(root), sensors.cpu_time(root)),
+            *(sensors.load(root), sensors.cores(root), sensors.free_disk_mb(root, work)),
+        )
+
+    return Subject(parse, {"pi4": between.join(_BOARD.values())}, "lines")
 
 
 # -- SQLite ---------------------------------------------------------------------------------------
