@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.fuzz import data, folders, state, updates, wire
+from benchmarks.fuzz import data, folders, state, trust, updates, wire
 from benchmarks.fuzz.subject import Parser
 
 PARSERS: Final = (
@@ -20,6 +20,11 @@ PARSERS: Final = (
     Parser(name="mqtt", make=wire.mqtt, inputs=40_000),
     Parser(name="containers", make=updates.containers, inputs=110_000),
     Parser(name="chains", make=updates.chains, inputs=20_000),
+    Parser(name="signed-messages", make=trust.signed_messages, inputs=40_000),
+    Parser(name="sealed-updates", make=trust.sealed_updates, inputs=40_000),
+    Parser(name="invitations", make=trust.invitations, inputs=20_000),
+    Parser(name="door", make=trust.door, inputs=40_000),
+    Parser(name="memberships", make=trust.memberships, inputs=10_000),
     Parser(name="hub-toml", make=state.hub_toml, inputs=12_000),
     Parser(name="agent-toml", make=state.agent_toml, inputs=15_000),
     Parser(name="profile-toml", make=state.profile_toml, inputs=10_000),

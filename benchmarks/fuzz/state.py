@@ -461,6 +461,7 @@ def hub_ledger(work: Path) -> Subject:
             agent="ann",
             version=0,
             digest=_DIGEST,
+            container=_DIGEST,
             size=100,
             examples=4,
             loss=0.5,

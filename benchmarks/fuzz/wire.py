@@ -270,7 +270,7 @@ class _HubLife:
         for event in heard(data):
             hub._on_event(event)
         hub._receiver.tick(float(self._heard))
-        return hub._state
+        return hub._announcer.state
 
     def _renew(self) -> None:
         from learning.adapter import WEIGHTS
@@ -379,7 +379,7 @@ class _AgentLife:
         self._now += 10.0
         supervisor._downloader.tick(self._now)
         supervisor._uploader.tick(self._now)
-        return supervisor._state
+        return supervisor._announcer.state
 
 
 # -- the connection -------------------------------------------------------------------------------
