@@ -132,6 +132,7 @@ class Link:
         """Whether the broker took a publish that is more than a control message."""
         self._subscriptions = [(topic, 1) for topic in subscriptions]
         self._lost = ""
+        self._garbled = False
         self._number = number
         self._enqueue = enqueue
         self._outgoing: deque[tuple[MQTTMessageInfo, int]] = deque()
@@ -295,7 +296,9 @@ class Link:
         try:
             topic = message.topic
         except UnicodeDecodeError:
-            _LOG.warning("dropped a message whose topic is not UTF-8")
+            if not self._garbled:  # once for each connection: a log is on a card that wears
+                self._garbled = True
+                _LOG.warning("dropped a message whose topic is not UTF-8")
             return
         self._enqueue(Received(topic, bytes(message.payload), message.retain))
 

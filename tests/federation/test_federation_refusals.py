@@ -4,7 +4,9 @@ import logging
 import time
 
 import pytest
+from paho.mqtt.client import MQTTMessage
 
+from federation.connection.link import Acked, Link, Received
 from federation.refusals import HUB, OTHERS, STRANGERS, Refusals
 from federation.topics import Topics
 from ffm_common.errors import MessageInvalid, SenderUnknown, SignatureInvalid
@@ -63,3 +65,14 @@ def test_a_flood_under_many_names_fills_neither_log_nor_memory(
     assert len(refusals.counts) == 1001
     assert refusals.counts[OTHERS, "message-invalid"] == 19_000
     assert len(caplog.records) == 20
+
+
+def test_topics_that_are_no_text_are_dropped_and_fill_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[Received | Acked] = []
+    link = Link("hub", ["#"], None, number=1, enqueue=heard.append)
+    for topic in (b"\xff\xfe", b"ffm/v1/home/agent/\xc3\x28/state", OFFER.encode()) * 3:
+        link._on_message(link._client, None, MQTTMessage(topic=topic))
+    assert [event.topic for event in heard if isinstance(event, Received)] == [OFFER] * 3
+    assert len(caplog.records) == 1
