@@ -50,12 +50,14 @@ class Backoff:
 
 
 class Throttle:
-    """A rate that is not exceeded for longer than half a second (a token bucket).
+    """A rate that is not exceeded for longer than a moment (a token bucket).
 
     Parameters
     ----------
-    bytes_per_s
-        The rate; infinity is no limit.
+    rate
+        Of bytes, or of whatever is spent, a second; infinity is no limit.
+    burst_s
+        So many seconds' worth may be spent at once.
 
     Notes
     -----
@@ -64,14 +66,17 @@ class Throttle:
     for afterwards.
     """
 
-    def __init__(self, bytes_per_s: float = float("inf")) -> None:
-        self._rate = bytes_per_s
+    __slots__ = ("_burst_s", "_paid_at", "_rate")
+
+    def __init__(self, rate: float = float("inf"), burst_s: float = _BURST_S) -> None:
+        self._rate = rate
+        self._burst_s = burst_s
         self._paid_at = float("-inf")
 
     def ready(self, now: float) -> bool:
         """Tell whether something may be spent at `now` (monotonic seconds)."""
-        return self._paid_at <= now + _BURST_S
+        return self._paid_at <= now + self._burst_s
 
-    def spend(self, count: int, now: float) -> None:
-        """Count `count` bytes."""
+    def spend(self, count: float, now: float) -> None:
+        """Count what is spent."""
         self._paid_at = max(self._paid_at, now) + count / self._rate

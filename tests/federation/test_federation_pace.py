@@ -29,6 +29,17 @@ def test_a_rate_is_exceeded_by_half_a_second_and_one_piece_at_most(
             assert sent <= rate * (now - 100.0 + 0.5) + size + 1e-6
 
 
+def test_a_burst_may_be_of_any_length() -> None:
+    throttle = Throttle(0.1, burst_s=30.0)
+    spent = 0
+    while throttle.ready(100.0):
+        throttle.spend(1, 100.0)
+        spent += 1
+    assert spent == 4  # what is spent last may be more than is left
+    assert not throttle.ready(109.9)
+    assert throttle.ready(110.0)
+
+
 def test_a_rate_is_used_in_full() -> None:
     throttle, sent = Throttle(10_000.0), 0
     for step in range(500):
