@@ -34,6 +34,7 @@ from federation.messages import (
     Done,
     Gone,
     HubState,
+    InQuarantine,
     Manifest,
     Need,
     Offer,
@@ -56,6 +57,7 @@ from ffm_common.errors import (
     FfmError,
     MessageInvalid,
     MessageStale,
+    Quarantined,
     StorageError,
     WireError,
 )
@@ -177,6 +179,7 @@ class Supervisor:
         )
         self._manifest: Manifest | None = None
         self._vote: Vote | None = None
+        self._quarantine: InQuarantine | None = None
         self._hub_there, self._hub_boot = True, 0
         self._issued = self._journal.issued(self._belonging.hub)
         self._silent = self._pausing = self._limited = False
@@ -266,6 +269,8 @@ class Supervisor:
                 self._updating.on_gone(gone)
             case HubRoute(kind="release"):
                 self._updating.on_release(messages.decode(payload, Release))
+            case MessageRoute(kind="quarantine"):
+                self._on_quarantine(messages.decode(payload, InQuarantine))
             case MessageRoute(kind="certificate"):
                 self._renewal.on_certificate(messages.decode(payload, Credentials))
             case MessageRoute(kind=kind) if kind in _ANSWERS:
@@ -288,6 +293,13 @@ class Supervisor:
         self._hub_there = there
         if there:
             self._updating.heard_hub()
+
+    def _on_quarantine(self, said: InQuarantine) -> None:
+        """Tell the person at the log; what is offered meanwhile costs little, and counts later."""
+        if said != self._quarantine:
+            self._quarantine = said
+            why = f"the hub does not hear us for {said.seconds / 60:.0f} min: {said.why}"
+            log.error("%s", Quarantined(why).line())
 
     def _claim(self) -> None:
         topic = self._topics.claim(self._config.id)

@@ -266,6 +266,17 @@ class Gone(Message, frozen=True, kw_only=True):
     digest: Digest
 
 
+class InQuarantine(Message, frozen=True, kw_only=True):
+    """Hub: for so many seconds nothing is heard of you, for the reason `why`."""
+
+    seconds: Seconds
+    why: Text = ""
+
+    def __post_init__(self) -> None:
+        """Cut the free text to what may be sent."""
+        msgspec.structs.force_setattr(self, "why", self.why[:_MAX_TEXT])
+
+
 Receipt: TypeAlias = Done | Reject
 
 T = TypeVar("T", bound=Message)

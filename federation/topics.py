@@ -10,7 +10,7 @@
     ffm/v1/<federation>/agent/<id>/up/<kind>              agent -> hub: offer, get, vote, renew
     ffm/v1/<federation>/agent/<id>/up/<digest>/<index>    agent -> hub: one chunk
     ffm/v1/<federation>/agent/<id>/down/<kind>            hub -> agent: need, done, reject, gone,
-                                                          certificate
+                                                          certificate, quarantine
     ffm/v1/<federation>/agent/<id>/down/<digest>/<index>  hub -> agent: one chunk
 
 At most 7 slashes and 256 bytes, which the tightest hosted broker (AWS IoT Core) still takes.
@@ -27,14 +27,14 @@ from ffm_common.errors import MessageInvalid, NameInvalid
 
 HubKind: TypeAlias = Literal["state", "manifest", "release"]
 UpKind: TypeAlias = Literal["offer", "get", "vote", "renew"]
-DownKind: TypeAlias = Literal["need", "done", "reject", "gone", "certificate"]
+DownKind: TypeAlias = Literal["need", "done", "reject", "gone", "certificate", "quarantine"]
 
 _NAME = re.compile(r"[a-z0-9-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,6}")
 _KINDS = {
     "up": ("offer", "get", "vote", "renew"),
-    "down": ("need", "done", "reject", "gone", "certificate"),
+    "down": ("need", "done", "reject", "gone", "certificate", "quarantine"),
 }
 _HUB_KINDS = ("state", "manifest", "release")
 _MAX_TOPIC = 256

@@ -40,7 +40,9 @@ fails prints one line made of code, message and remedy, and exits with ``exit_st
     │   ├── BlobCorrupt              blob-corrupt
     │   ├── BlobOversize             blob-oversize
     │   ├── SignatureInvalid         signature-invalid
-    │   └── SenderUnknown            sender-unknown
+    │   ├── SenderUnknown            sender-unknown
+    │   ├── RateExceeded             rate-exceeded
+    │   └── Quarantined              quarantined
     ├── TrustError
     │   ├── TokenInvalid             token-invalid
     │   ├── TokenRefused             token-refused
@@ -354,6 +356,20 @@ class SenderUnknown(WireError):
 
     code = "sender-unknown"
     remedy = "let the device join with `ffm hub invite` and `ffm agent join`, or revoke it"
+
+
+class RateExceeded(WireError):
+    """More is said than work can explain, or than nobody can vouch for; it was dropped unread."""
+
+    code = "rate-exceeded"
+    remedy = "nothing to do if it is soon over; if not, see what that agent does"
+
+
+class Quarantined(WireError):
+    """The hub does not hear an agent for a while, for how it has behaved."""
+
+    code = "quarantined"
+    remedy = "mend the agent; at the hub `ffm hub agents` says why, and `ffm hub pardon` ends it"
 
 
 class TrustError(FfmError):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hub.commands import agents as cli_agents
 from hub.commands import members as cli_members
 from hub.commands import release as cli_release
 from hub.commands import versions as cli_versions
@@ -32,6 +33,7 @@ def add_commands(commands: Any) -> None:
     cli_versions.add_commands(actions)
     cli_members.add_commands(actions)
     cli_release.add_commands(actions)
+    cli_agents.add_commands(actions)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -43,6 +43,10 @@ class Presence:
         state = self.here.get(agent)
         return state is not None and state.status not in {"failed", "paused"}
 
+    def miss(self, agent: str) -> None:
+        """Take an agent for gone, until it says that it is there."""
+        self.here.pop(agent, None)
+
     def forget(self, agent: str) -> None:
         """Take an agent for gone, and who has its name next for another."""
         for known in self.here, self._boots, self._newest:

@@ -58,6 +58,10 @@ class Round:
         """How many updates would close the version at once."""
         return self._rules.buffer
 
+    def knows(self, agent: str) -> bool:
+        """Tell whether an agent is one of those that may be waited for."""
+        return agent in self._known
+
     def arrive(self, agent: str, now: float) -> None:
         """Note that an agent is there and may work on this version."""
         self._known.add(agent)

@@ -26,6 +26,7 @@ from federation.messages import (
     HubStatus,
     Offer,
     Receipt,
+    Reject,
     Renew,
     Vote,
 )
@@ -60,6 +61,7 @@ from hub.switching.policy import policy_of
 from hub.task import task_of
 from hub.telling import outcome, tell
 from hub.trouble import Trouble
+from hub.trust.conduct import Conduct
 from hub.trust.reception import Reception
 from hub.trust.trusting import BROKER, Trusting
 from hub.versions import devices
@@ -134,6 +136,13 @@ class Hub:
             access=self._trusting.access,
         )
         self._warden = self._trusting.warden(self._broker, self._topics)
+        self._conduct = Conduct(
+            self._trusting.voice,
+            self._ledger,
+            self._topics,
+            enrolled=self._trusting.enrolled,
+            vouched=self._trusting.vouched,
+        )
         self._session: Session
         self._announcer: Announcer
         self._receiver: UploadReceiver
@@ -193,7 +202,7 @@ class Hub:
             stack.callback(self._trusting.close)
             stack.callback(self._broker.stop)
             if self._warden is not None:
-                self._warden.prepare(time.monotonic())
+                self._warden.prepare(time.monotonic(), self._conduct.held())
             self._broker.start()
             log.info("broker: %s at %s:%d", self._broker.kind, self._broker.host, self._broker.port)
             stack.callback(self._reception.close)
@@ -261,7 +270,7 @@ class Hub:
             carrier=self._broker.carrier,
             echo=self._topics.hub_state,
             patience=_PATIENCE_S,
-            voice=self._trusting.voice,
+            voice=self._conduct,
             refusals=self._refusals,
         )
         self._announcer = Announcer(
@@ -355,6 +364,7 @@ class Hub:
                     self._on_message(topic, payload)
                 except WireError as error:
                     self._refusals.note(topic, error)
+                    self._conduct.refused(topic, error)
             case _:
                 pass
 
@@ -362,14 +372,20 @@ class Hub:
         self._broker.tend(time.monotonic(), in_touch=self._session.connected)
 
     def _shut_out(self, now: float) -> None:
-        """See to it that who was revoked is neither at the broker nor waited for."""
-        if self._warden is None:
-            return
+        """See to it that nobody waits for who was revoked, or is in quarantine."""
         session = self._session
-        for agent in self._warden.look(now, session.clear, in_touch=session.connected):
+        out = self._conduct.look(now, session.publish)
+        for agent in out:
+            self._presence.miss(agent)
+        if self._warden is not None:
+            held, here = self._conduct.held(), session.connected
+            revoked = self._warden.look(now, session.clear, in_touch=here, held=held)
+            for agent in revoked:
+                self._presence.forget(agent)
+            out += revoked
+        for agent in out:
             self._receiver.release(agent)
-            self._presence.forget(agent)
-            if agent in self._ledger.agents():
+            if self._round.knows(agent):
                 self._expect(agent, now)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
@@ -387,16 +403,19 @@ class Hub:
                 ours = any(row.blob == get.digest for row in self._registry.chain)
                 if ours and not self._store.has(get.digest):
                     self._inspect_at = 0.0
-                serve(
-                    self._topics, agent, get, self._shelf.store(get.digest), self._session.publish
-                )
+                store = self._shelf.store(get.digest)
+                sent = serve(self._topics, agent, get, store, self._session.publish)
+                whole = self._registry.chunks + self._shelf.chunks
+                self._conduct.fetched(agent, sent, whole)
             case MessageRoute(agent=agent, kind="renew"):
                 asked = messages.decode(payload, Renew)
                 self._reception.renew(agent, asked, self._session.publish)
             case MessageRoute(agent=agent, kind="vote"):
                 self._on_vote(agent, messages.decode(payload, Vote))
             case ChunkRoute(agent=agent, digest=digest, index=index):
-                if self._receiver.on_chunk(agent, digest, index, payload):
+                if wasted := self._receiver.on_chunk(agent, digest, index, payload):
+                    self._conduct.wasted(agent, wasted)
+                else:
                     self._round.arrive(agent, time.monotonic())
             case HubRoute(kind="state"):
                 if messages.decode(payload, HubState).status in GONE:
@@ -424,7 +443,7 @@ class Hub:
         if self._presence.able(agent):
             self._round.arrive(agent, now)
         else:
-            self._round.vanish(agent, now + patience)
+            self._round.vanish(agent, now + (0 if self._conduct.holds(agent) else patience))
 
     # -- versions -------------------------------------------------------------------------------
 
@@ -434,6 +453,8 @@ class Hub:
         if isinstance(receipt, Done) and self._ledger.speaks(agent, state.version):
             self._round.deliver(agent)
             self._set(state.status, state.version, state.detail)
+        if isinstance(receipt, Reject):
+            self._conduct.bad_update(agent, receipt.code)
         return receipt
 
     def _stand_in(self, now: float) -> None:

@@ -34,7 +34,7 @@ from federation.messages import (
 from federation.pace import Backoff
 from federation.topics import Topics, check_name
 from federation.transfer.blobs import Partial
-from federation.transfer.chunks import CHUNK, to_ranges, unpack
+from federation.transfer.chunks import CHUNK, chunk_count, to_ranges, unpack
 from federation.transfer.upload import WINDOW, Publish
 from ffm_common.errors import (
     BlobCorrupt,
@@ -139,10 +139,11 @@ class UploadReceiver:
         if agent in self._waiting:
             self._say_wait(agent, offer.digest)
 
-    def on_chunk(self, agent: str, digest: str, index: int, payload: bytes) -> bool:
-        """Keep a chunk, and tell whether it was new.
+    def on_chunk(self, agent: str, digest: str, index: int, payload: bytes) -> int:
+        """Keep a chunk, and give how many have come in vain by it: 0 if it was of use.
 
-        One that is doubled or of no offer does no harm.
+        One that is doubled or of no offer does no harm. Where the last one shows that the whole is
+        not what was offered, all have come in vain.
 
         Raises
         ------
@@ -151,13 +152,13 @@ class UploadReceiver:
         """
         arrival = self._arrivals.get(agent)
         if arrival is None or arrival.offer.digest != digest:
-            return False
-        data = unpack(payload)
+            return 1
+        data, corrupt = unpack(payload), arrival.corrupt
         with self._or_later(agent, digest):
-            fresh = arrival.partial.write(index, data)
-            if fresh:
-                self._on_progress(agent, arrival)
-        return fresh
+            if not arrival.partial.write(index, data):
+                return 1
+            self._on_progress(agent, arrival)
+        return chunk_count(arrival.offer.size) if arrival.corrupt > corrupt else 0
 
     def tick(self, now: float) -> None:
         """Let time pass, to `now` (monotonic seconds): ask again where chunks stay away."""

@@ -1,4 +1,4 @@
-"""`ffm hub invite | agents | revoke | access | backup | restore`: members, from any terminal."""
+"""`ffm hub invite | revoke | access | backup | restore`: members, from any terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hub.config import Located
-    from hub.trust.members import Member, Members
+    from hub.trust.members import Members
 
-_HEAD = ("agent", "member since", "certificate until", "renewed", "last came (UTC)", "standing")
 _HOURS = 24.0
 _MOST_HOURS = 366 * 24.0
 _MOST_WHY = 200
-_MINUTES = len("2026-01-31T12:00")
 
 
 def add_commands(actions: Any) -> None:
@@ -34,8 +32,6 @@ def add_commands(actions: Any) -> None:
     )
     invite.add_argument("--qr", action="store_true", help="show it as a QR code, too")
     _common(invite, _invite, json=True)
-    agents = actions.add_parser("agents", help="list the members, and who was revoked")
-    _common(agents, _agents, json=True)
     revoke = actions.add_parser("revoke", help="shut a member out, at once and for good")
     revoke.add_argument("agent", metavar="ID")
     revoke.add_argument("--why", default="by hand", metavar="TEXT", help="for `ffm hub agents`")
@@ -67,7 +63,7 @@ def _invite(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.hours <= _MOST_HOURS:
         raise ConfigInvalid(f"--hours: {arguments.hours} is not above 0 and at most a year's")
     located = located_of(arguments)
-    with _members(located) as members:
+    with opened(located) as members:
         where = place.told(place.find(located), arguments.host)
         if arguments.agent is not None:
             with contextlib.suppress(SenderUnknown):
@@ -97,23 +93,8 @@ def _invite(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _agents(arguments: argparse.Namespace) -> int:
-    located = located_of(arguments)
-    with _members(located) as members:
-        found = members.all()
-    came = _last_came(located)
-    if arguments.json:
-        return _json([_told(member, came.get(member.agent)) for member in found])
-    rows = [_HEAD, *(_row(member, came.get(member.agent)) for member in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
-    return 0
-
-
 def _revoke(arguments: argparse.Namespace) -> int:
-    with _members(located_of(arguments)) as members:
+    with opened(located_of(arguments)) as members:
         members.revoke(arguments.agent, _printable(arguments.why))
     sys.stdout.write(
         f"{arguments.agent} is revoked: a running hub cuts it off within two seconds\n"
@@ -128,7 +109,7 @@ def _access(arguments: argparse.Namespace) -> int:
 
     located = located_of(arguments)
     folder = arguments.folder.resolve()
-    with _members(located) as members:
+    with opened(located) as members:
         authority = Authority(_identity(located), located.config.federation)
         Access(authority, members, folder).hand_over(TLS_PORT)
     sys.stdout.write(
@@ -191,7 +172,7 @@ def _identity(located: Located) -> Path:
 
 
 @contextlib.contextmanager
-def _members(located: Located) -> Iterator[Members]:
+def opened(located: Located) -> Iterator[Members]:
     """Open the members of a hub that has been started at least once."""
     from ffm_common.errors import IdentityBroken
     from hub.trust.members import Members
@@ -204,43 +185,6 @@ def _members(located: Located) -> Iterator[Members]:
         )
     with contextlib.closing(Members(path)) as members:
         yield members
-
-
-def _last_came(located: Located) -> dict[str, float]:
-    """Give when each agent last came, as far as the ledger knows."""
-    from ffm_common.errors import VersionUnknown
-    from hub.commands import history
-
-    try:
-        with history.reading(located) as ledger:
-            return ledger.last_came()
-    except VersionUnknown:
-        return {}
-
-
-def _told(member: Member, came: float | None) -> dict[str, str | None]:
-    """Give what a program reads of a member; times in UTC, ISO 8601."""
-    return {
-        "agent": member.agent,
-        "key": member.public.hex(),
-        "since": _when(member.since),
-        "certificate_ends": _when(member.credentials.ends),
-        "renewed": None if member.renewed is None else _when(member.renewed),
-        "last_came": None if came is None else _when(came),
-        "revoked": None if member.revoked is None else _when(member.revoked),
-        "why": None if member.revoked is None else member.why,
-    }
-
-
-def _row(member: Member, came: float | None) -> tuple[str, ...]:
-    """Give what a person reads of it, under `_HEAD`."""
-    told = _told(member, came)
-    since, ends, renewed, last, revoked = (
-        (told[name] or "")[:_MINUTES].replace("T", " ")
-        for name in ("since", "certificate_ends", "renewed", "last_came", "revoked")
-    )
-    standing = f"revoked {revoked}: {told['why']}" if revoked else "good"
-    return member.agent, since, ends, renewed, last, standing
 
 
 def _show_code(token: str, *, required: bool) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -101,14 +101,15 @@ class Access:
         """Give the lines of mosquitto.conf that say who may connect."""
         return _OPTIONS.format(identity=self._authority.folder, folder=self._folder)
 
-    def write(self) -> None:
+    def write(self, held: Collection[str] = ()) -> None:
         """Write both lists as the members are now; two writes must be a second apart.
 
-        OpenSSL goes by the date of a list, in whole seconds, where it has been given two.
+        OpenSSL goes by the date of a list, in whole seconds, where it has been given two. Members
+        that are `held` may listen, and say nothing to the hub.
         """
         make_folder(self._folder)
         # Newer mosquittos warn of one that others may read.
-        write_atomic(self._folder / "acl", self._acl().encode(), mode=_PRIVATE)
+        write_atomic(self._folder / "acl", self._acl(held).encode(), mode=_PRIVATE)
         revoked = self._authority.revocations(self._members.revoked_serials())
         write_atomic(self._folder / "revoked.pem", revoked)
 
@@ -142,7 +143,14 @@ class Access:
             )
             yield msgspec.structs.replace(carrier, tls=tls)
 
-    def _acl(self) -> str:
+    def _acl(self, held: Collection[str]) -> str:
         # A name that was let in again, with another key, is not among these.
-        shut_out = [f"user {one.agent}\ntopic deny #\n\n" for one in self._members.revoked()]
-        return "".join(shut_out) + _ACL.format(hub=HUB_NAME, prefix=self._topics.prefix)
+        out = {one.agent: ["#"] for one in self._members.revoked()}
+        for agent in sorted(set(held) - set(out)):
+            state = self._topics.agent_state(agent)
+            out[agent] = [state, f"{state.removesuffix('state')}up/#"]
+        denied = [
+            "".join([f"user {agent}\n", *(f"topic deny {topic}\n" for topic in topics), "\n"])
+            for agent, topics in out.items()
+        ]
+        return "".join(denied) + _ACL.format(hub=HUB_NAME, prefix=self._topics.prefix)

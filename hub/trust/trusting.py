@@ -55,6 +55,7 @@ class Trusting:
         self.members: Members | None = None
         self.access: Access | None = None
         self.voice: Voice = UNSIGNED
+        self._own_broker = located.config.broker.choice != "external"
         if located.trust == "enrolled":
             self.authority = Authority(identity_of(located), located.config.federation)
             self.members = Members(self.authority.members)
@@ -70,6 +71,14 @@ class Trusting:
     def enrolled(self) -> bool:
         """Whether only members are believed."""
         return self.members is not None
+
+    @property
+    def vouched(self) -> bool:
+        """Whether what comes under an agent's name is taken for its own, signed or not.
+
+        The hub's own broker goes by certificates; an open federation believes any broker.
+        """
+        return not self.enrolled or self._own_broker
 
     def warden(self, broker: Broker, topics: Topics) -> Warden | None:
         """Give who shuts out those that are revoked, if there are members."""

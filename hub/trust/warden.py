@@ -1,5 +1,7 @@
 """Shutting out who was revoked, while the hub runs: at the broker, within two seconds.
 
+Who is in quarantine stays connected, and the hub's own broker passes on nothing of his.
+
 Who was revoked cannot connect again once the broker has read its lists anew. The connection that
 he holds is ended by another of the same name, which the hub makes for that moment: a broker ends
 the older of two.
@@ -50,17 +52,26 @@ class Warden:
         self._state: int | None = None
         self._revoked: set[bytes] = set()  # the keys of those whom the broker knows of,
         self._shut_out: set[str] = set()  # and the names that are not let in again
+        self._held: frozenset[str] = frozenset()
         self._to_end: dict[str, tuple[float, int]] = {}  # when to try it, and how often it was
         self._look_at = self._write_at = float("-inf")
 
-    def prepare(self, now: float) -> None:
-        """Write the lists, which a child needs at its start."""
+    def prepare(self, now: float, held: frozenset[str] = frozenset()) -> None:
+        """Write the lists, which a child needs at its start; `held` are who is in quarantine."""
         state, revoked, shut_out = self._ask()
+        self._held = self._of_child(held)
         self._write(now)
         if self._broker.kind != "external":  # it may have gone on without us
             self._state, self._revoked, self._shut_out = state, set(revoked), shut_out
 
-    def look(self, now: float, clear: Callable[[str], bool], *, in_touch: bool) -> list[str]:
+    def look(
+        self,
+        now: float,
+        clear: Callable[[str], bool],
+        *,
+        in_touch: bool,
+        held: frozenset[str] = frozenset(),
+    ) -> list[str]:
         """See to it that who was revoked is out; give those that are so since the last look.
 
         Parameters
@@ -69,33 +80,43 @@ class Warden:
             Has the broker forget what it keeps under a topic; tells whether it was asked.
         in_touch
             Whether there is a connection to the broker.
+        held
+            Who is in quarantine.
         """
         if now < self._look_at:
             return []
         self._look_at = now + _LOOK_S
-        fresh = self._take_in(now) if now >= self._write_at else []
+        fresh = self._take_in(now, held) if now >= self._write_at else []
         if in_touch:
             for agent, (due, tries) in list(self._to_end.items()):
                 if now >= due:
                     self._end(agent, clear, now, tries + 1)
         return fresh
 
-    def _take_in(self, now: float) -> list[str]:
-        """Bring the lists up to date, and give the agents that are new on them."""
-        if self._members.state() == self._state:
+    def _take_in(self, now: float, held: frozenset[str]) -> list[str]:
+        """Bring the lists up to date, and give the agents that were revoked since."""
+        held = self._of_child(held)
+        if self._members.state() == self._state and held == self._held:
             return []
         state, revoked, shut_out = self._ask()
         fresh = {agent for key, agent in revoked.items() if key not in self._revoked}
-        if fresh or shut_out != self._shut_out:
+        if fresh or shut_out != self._shut_out or held != self._held:
+            let_in = (self._shut_out - shut_out) | (self._held - held)
+            self._held = held
             self._write(now)
             self._broker.reload()
-            # Who is let in again, and has come sooner than its rights, shall come anew.
-            self._to_end |= dict.fromkeys(fresh | (self._shut_out - shut_out), (now, 0))
+            # Who is let in again shall come anew: it may have come sooner than its rights, and
+            # what it has said of itself meanwhile has got lost.
+            self._to_end |= dict.fromkeys(fresh | let_in, (now, 0))
         self._state, self._revoked, self._shut_out = state, set(revoked), shut_out
         return sorted(fresh)
 
+    def _of_child(self, held: frozenset[str]) -> frozenset[str]:
+        """Give who is in quarantine at a child; another broker would have to be told by hand."""
+        return frozenset() if self._broker.kind == "external" else held
+
     def _write(self, now: float) -> None:
-        self._access.write()
+        self._access.write(self._held)
         self._write_at = now + _APART_S
 
     def _end(self, agent: str, clear: Callable[[str], bool], now: float, tries: int) -> None:

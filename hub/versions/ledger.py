@@ -262,6 +262,13 @@ class Ledger:
         row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).first()
         return None if row is None else str(row["value"])
 
+    def under(self, prefix: str) -> dict[str, str]:
+        """Give everything that is written under keys which begin so."""
+        rows = self._execute(
+            "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
+        )
+        return {row["key"]: row["value"] for row in rows}
+
     def see(self, agent: str, profile: str) -> None:
         """Note that an agent is there."""
         now = time.time()

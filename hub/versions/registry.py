@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from federation.transfer.blobs import BlobStore
+from federation.transfer.chunks import chunk_count
 from ffm_common import tensors as shape
 from ffm_common.errors import (
     AdapterInvalid,
@@ -83,6 +84,11 @@ class Registry:
     def next(self) -> int:
         """The number of the version in the making."""
         return 0 if self.current is None else self.current.version + 1
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks lead to the current version."""
+        return sum(chunk_count(row.size) for row in self.chain)
 
     @property
     def folders(self) -> tuple[Path, Path] | None:

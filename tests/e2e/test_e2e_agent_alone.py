@@ -119,6 +119,9 @@ def test_an_agent_bears_what_an_earlier_run_or_a_stranger_left_at_the_broker(
     for topic in (puppet.topics.manifest, puppet.topics.hub_state):
         puppet.session.publish(topic, b"\xff{not json")
     puppet.session.publish(puppet.topics.down(AGENT, "need"), b"{}")
+    for _ in range(3):
+        why = messages.InQuarantine(seconds=1200.0, why="it has shouted")
+        puppet.session.publish(puppet.topics.down(AGENT, "quarantine"), messages.encode(why))
     puppet.session.publish(f"{puppet.topics.prefix}agent/{AGENT}/down/nonsense", b"")
     giant = Link(blob="1" * 64, size=1 << 50)
     puppet.says(manifest=change(good, version=8, chain=(*chain, giant)))
@@ -135,6 +138,7 @@ def test_an_agent_bears_what_an_earlier_run_or_a_stranger_left_at_the_broker(
         "and back",
     )
 
+    assert agent.said().count("[quarantined]: the hub does not hear us for 20 min: it has sh") == 1
     memory = psutil.Process(agent.pid).memory_info().rss / 2**20
     print(f"idle supervisor after a version of 200 kB: {memory:.1f} MB resident")  # noqa: T201
     assert memory < 60

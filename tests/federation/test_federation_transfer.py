@@ -99,7 +99,7 @@ def test_an_unknown_message_of_the_hub_does_no_harm(world: World) -> None:
     assert [TOPICS.parse(topic) for topic, _ in world.wire[1:]] == [
         ChunkRoute("a", "up", DIGEST, 0)
     ]
-    assert not world.receiver.on_chunk("stranger", DIGEST, 0, pack(b"x"))
+    assert world.receiver.on_chunk("stranger", DIGEST, 0, pack(b"x")) == 1
     world.run_chunks(1)
     with pytest.raises(MessageInvalid):
         world.receiver.on_chunk("a", DIGEST, 10**6, pack(b"x"))

@@ -140,6 +140,15 @@ def test_chunks_that_do_not_give_the_digest_start_the_update_anew(world: World) 
     assert world.counted["a", DIGEST] == BLOB
 
 
+def test_chunks_that_have_come_in_vain_are_counted(world: World) -> None:
+    take, pieces = world.receiver.on_chunk, [pack(bytes([place]) * CHUNK) for place in range(5)]
+    world.receiver.on_offer("a", OFFER)
+    assert [take("a", DIGEST, place, piece) for place, piece in enumerate(pieces)] == [0] * 5
+    assert take("a", DIGEST, 4, pieces[4]) == 1  # doubled
+    assert take("a", "0" * 64, 0, pieces[0]) == 1  # of no offer
+    assert take("a", DIGEST, 5, pack(bytes(123))) == 6  # the whole is not what was offered
+
+
 def test_an_update_that_is_spoiled_on_the_agents_disk_is_given_up_by_the_agent(
     world: World,
 ) -> None:

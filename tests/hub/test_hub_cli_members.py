@@ -1,4 +1,4 @@
-"""`ffm hub invite | agents | revoke | access | backup | restore`, beside an open door."""
+"""`ffm hub invite | agents | pardon | revoke | access | backup | restore`, beside an open door."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from federation.trust import invitation
 from ffm_common.errors import TokenRefused
 from ffm_common.lock import FolderLock
 from hub import config
-from hub.trust import place
+from hub.trust import place, quarantine
 from hub.trust.place import Place
+from hub.trust.quarantine import Quarantine
 from hub.versions.ledger import Ledger
 from tests.hub.trust.house import HOST, House
 
@@ -147,6 +148,65 @@ def test_members_are_listed_with_how_they_stand(
     )
     assert re.fullmatch(r"cellar .* revoked \S+ \S+: sold \[2J to somebody", rows[0])
     assert rows[1].endswith("good")
+
+
+def hold(folder: Path, agent: str, seconds: float) -> None:
+    now = time.time()
+    ledger = Ledger(folder / "state" / "ledger.db")
+    found = Quarantine(agent=agent, since=now, until=now + seconds, times=2, why="it has shouted")
+    quarantine.keep(ledger, found)
+    ledger.close()
+
+
+def test_who_is_in_quarantine_stands_there_until_it_is_pardoned(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cellar", "kitchen"):
+        come(told(tmp_path, capsys, "invite")["token"], tmp_path, name)
+    hold(tmp_path, "kitchen", 600.0)
+    assert run(tmp_path, "agents") == 0
+    _, cellar, kitchen = capsys.readouterr().out.splitlines()
+    assert cellar.endswith("good")
+    assert re.search(r"  in quarantine until \d{4}-\S+ \d\d:\d\d: it has shouted$", kitchen)
+    assert run(tmp_path, "pardon", "kitchen") == 0
+    assert "kitchen is pardoned" in capsys.readouterr().out
+    cellar, kitchen = told(tmp_path, capsys, "agents")
+    assert cellar["quarantine"] is None
+    assert kitchen["quarantine"].pop("since") <= kitchen["quarantine"].pop("until")
+    assert kitchen["quarantine"] == {"holds": False, "times": 0, "why": "it has shouted"}
+    assert run(tmp_path, "agents") == 0
+    assert "  good; was in quarantine until " in capsys.readouterr().out
+    for name in ("kitchen", "cellar"):
+        assert run(tmp_path, "pardon", name) == 1
+        assert f"[sender-unknown]: {name} is in no quarantine" in capsys.readouterr().err
+
+
+def test_an_open_federation_tells_who_ever_came_and_how_they_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hub.toml").write_text(HUB.replace("enrolled", "open"))
+    (tmp_path / "state").mkdir()
+    ledger = Ledger(tmp_path / "state" / "ledger.db")
+    for name in ("kitchen", "cellar"):
+        ledger.see(name, "rpi4-4gb")
+    ledger.close()
+    hold(tmp_path, "kitchen", 600.0)
+    assert run(tmp_path, "agents") == 0
+    head, cellar, kitchen = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"agent +last came \(UTC\) +standing", head)
+    assert re.fullmatch(r"cellar +\S+ \S+ +good", cellar)
+    assert re.fullmatch(r"kitchen +\S+ \S+ +in quarantine until \S+ \S+: it has shouted", kitchen)
+    assert run(tmp_path, "pardon", "kitchen") == 0
+
+
+def test_where_no_hub_ever_ran_nobody_is_to_be_pardoned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hub.toml").write_text(HUB.replace("enrolled", "open"))
+    assert run(tmp_path, "pardon", "kitchen") == 2
+    assert "[version-unknown]: there is no version yet" in capsys.readouterr().err
+    assert run(tmp_path, "agents") == 0
+    assert not (tmp_path / "state").exists()
 
 
 def test_who_is_no_member_cannot_be_revoked(

@@ -48,6 +48,18 @@ def test_signed_states_do_not_come_back(ledger: Ledger) -> None:
     assert presence.hear("pi", state("starting", 3, 0))
 
 
+def test_who_is_missed_is_there_again_with_its_next_state_and_no_older_one(ledger: Ledger) -> None:
+    presence = Presence(ledger, signed=True)
+    assert presence.hear("pi", state("idle", 2, 200))
+    presence.miss("pi")
+    presence.miss("nobody")
+    assert not presence.able("pi")
+    with pytest.raises(MessageStale):
+        presence.hear("pi", state("idle", 2, 100))
+    assert presence.hear("pi", state("idle", 2, 300))
+    assert presence.able("pi")
+
+
 def test_unsigned_ones_may_be_of_a_state_folder_that_is_new(
     ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:

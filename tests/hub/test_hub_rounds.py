@@ -75,6 +75,11 @@ def test_an_agent_known_from_before_is_waited_for_until_it_is_found_to_be_lost()
     assert play(story, known=("c",)).reason_to_close(100) == "deadline"
 
 
+def test_whoever_has_been_heard_of_is_one_who_may_be_waited_for() -> None:
+    found = play("0:a+ 0:b! 1:c-", known=("d",))
+    assert [agent for agent in "abcde" if found.knows(agent)] == ["a", "b", "c", "d"]
+
+
 def test_a_restarted_hub_goes_on_with_the_updates_it_has() -> None:
     found = Round(RULES, ("a", "b", "c"), ("a", "b"))
     assert (found.delivered, found.expected) == (2, 3)

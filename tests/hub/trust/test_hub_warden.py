@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from federation.connection import session as session_module
-from federation.connection.session import Connected, Disconnected, Received
+from federation.connection.session import Acked, Connected, Disconnected, Received
 from federation.trust.membership import Identity
 from hub.broker import Broker
 from hub.trust.warden import Warden
+from tests.brokers import wait_for
 from tests.guarded import HOST, TOPICS, Guarded, connected, heard, reason, tls_of, until
 
 # MQTT 3.1.1: CONNECT with no client id and a keepalive of 60 s.
@@ -240,6 +241,43 @@ def test_at_a_plain_broker_of_others_who_was_revoked_is_forgotten(
     assert warden.look(0.0, clear, in_touch=True) == ["kitchen"]
     assert warden.look(100.0, clear, in_touch=True) == []
     assert cleared == [TOPICS.agent_state("kitchen"), TOPICS.claim("kitchen")]
+
+
+def test_of_who_is_in_quarantine_the_broker_passes_nothing_on_until_it_is_over(
+    guarded: Guarded,
+) -> None:
+    kitchen, attic = Member(guarded, "kitchen"), Member(guarded, "attic")
+    offer = TOPICS.up("kitchen", "offer")
+
+    def look(*held: str) -> None:
+        now, broker = time.monotonic(), guarded.hub
+        assert guarded.warden.look(now, broker.clear, in_touch=True, held=frozenset(held)) == []
+
+    def passes_on() -> bool:
+        """Say something as one and then as the other, and tell whether the hub hears both."""
+        kitchen.session.publish(offer, b"hear me")
+        wait_for(kitchen.session, lambda event: isinstance(event, Acked))
+        attic.session.publish(TOPICS.up("attic", "offer"), b"end")
+        said = [b""]
+        while said[-1] != b"end":
+            event = guarded.hub.next(5)
+            assert event is not None
+            if isinstance(event, Received):
+                said.append(event.payload)
+        return b"hear me" in said
+
+    assert passes_on()
+    time.sleep(1.0)  # lists are written a second apart
+    look("kitchen")
+    until(lambda: not passes_on(), "it is not heard")
+    guarded.hub.publish(TOPICS.down("kitchen", "quarantine"), b"why")
+    assert heard(kitchen.session, TOPICS.down("kitchen", "quarantine")) == b"why"
+    assert attic.session.connected
+    time.sleep(1.0)
+    look()
+    until(kitchen.gone, "it is sent away, to come anew")
+    connected(kitchen.session)
+    until(passes_on, "it is heard")
 
 
 def test_who_joins_costs_the_broker_nothing(guarded: Guarded) -> None:
