@@ -65,7 +65,8 @@ log_dest stderr
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What a town is made of; `deadline_s` is each version's, and `training` is the real one.
 
-    `enrolled`: every message is signed and every update sealed; the broker knows nothing of it.
+    `enrolled`: every message is signed and every update sealed; a broker outside knows nothing of
+    it, the hub's own speaks TLS, so that nothing on the links can be read or doubled.
     """
 
     broker: BrokerName
@@ -116,7 +117,9 @@ class Town:
         self._port = free_port()
         topics = Topics(FEDERATION)
         self.wires = {name: Wire(topics) for name in self.names}
-        self.links = {name: Relay(self._port, step=self.wires[name].step) for name in self.names}
+        self._tls = setting.enrolled and setting.keeping == "own"
+        steps = {name: None if self._tls else self.wires[name].step for name in self.names}
+        self.links = {name: Relay(self._port, step=step) for name, step in steps.items()}
         self.broker: Kept | None = None
         self.broker_ends: list[float] = []
         self.hub_link: Relay | None = None
@@ -285,6 +288,8 @@ class Town:
                 "calibration": calibration,
                 "meter": {"root": "board"},
             }
+            if self._tls:
+                del agent["broker"]  # it knows that from the hub
             write_atomic(home / "agent.toml", to_toml(agent).encode())
         if self.setting.enrolled:
             self._enrol()
@@ -303,7 +308,7 @@ class Town:
                 anchor=authority.anchor,
                 host="127.0.0.1",
                 port=self.links[name].port,
-                tls=False,
+                tls=self._tls,
                 door=("127.0.0.1", 1),
                 begins=made.credentials.begins,
                 ends=made.credentials.ends,

@@ -9,11 +9,13 @@ import contextlib
 import logging
 import random
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import ClassVar
 
 import msgspec
+import psutil
 import pytest
 
 from benchmarks.chaos.wire import Publish
@@ -21,6 +23,7 @@ from federation.connection.identity import Claim
 from federation.messages import (
     AgentState,
     Done,
+    Get,
     Gone,
     HubState,
     Manifest,
@@ -36,7 +39,7 @@ from federation.messages import (
     encode,
 )
 from federation.refusals import HUB, STRANGERS
-from federation.topics import ChunkRoute, HubRoute, MessageRoute, StateRoute
+from federation.topics import ChunkRoute, HubRoute, MessageRoute, StateRoute, UpKind
 from federation.transfer.chunks import CHUNK, pack, unpack
 from federation.trust import voice
 from federation.trust.anchor import Anchor
@@ -412,7 +415,108 @@ def test_a_flood_fills_no_log_and_stops_nobody(
         refused = hostile.attacks("hub", *[(topic, payload)] * 2000)
         assert time.monotonic() - began < 20
     assert refused == {(BOB, FORGED): 2000}
+    assert hostile.hub.it._conduct.held() == frozenset()  # it was not Bob
     assert len([one for one in caplog.records if one.name == "ffm.hub"]) <= 1
+
+
+def _bomb() -> bytes:
+    """Give an offer that has 64 MB when it is decompressed."""
+    plain = encode(Offer(digest="ab" * 32, size=100, version=0, examples=100))[:-1]
+    return zlib.compress(plain + b" " * (1 << 26) + b"}", 9)
+
+
+def test_nonsense_of_a_member_is_refused_with_a_code_and_costs_no_memory(hostile: Arena) -> None:
+    whole = encode(Offer(digest="ab" * 32, size=100, version=0, examples=100))
+    get = b'{"digest":"' + b"ab" * 32 + b'","ranges":%b}'
+    deep = b'"x":' + b"[" * 15_000 + b"]" * 15_000 + b","
+    nonsense: dict[UpKind, list[bytes]] = {
+        "offer": [
+            b"",
+            b"\xff\xfe not UTF-8",
+            whole[:-5],
+            whole + b"{}",
+            whole.replace(b"ab" * 32, b"../" * 21 + b"a"),
+            whole.replace(b'"size":100', b'"size":1' + b"0" * 5000),
+            whole.replace(b'"size":100', b'"size":-1'),
+            whole[:1] + deep + whole[1:],
+            whole + b" " * (1 << 16),
+            zlib.compress(whole)[:-3],
+            _bomb(),
+        ],
+        "get": [get % one for one in (b"[]", b"[[-1,4]]", b"[" + b"[0,1]," * 600 + b"[0,1]]")],
+        "vote": [b'{"version":0,"loss":NaN,"examples":1}', b'{"version":9,"loss":1,"examples":1}'],
+        "renew": [b'{"public":"../key"}'],
+    }
+    messages = [
+        (topic := TOPICS.up(CAT, kind), hostile.cat.voice.sign(topic, payload))
+        for kind, payloads in nonsense.items()
+        for payload in payloads
+    ]
+    before = psutil.Process().memory_info().rss
+    with hostile.unchanged():
+        refused = hostile.attacks("hub", *messages)
+    assert refused == {(CAT, "message-invalid"): len(messages)}
+    assert psutil.Process().memory_info().rss - before < 8 << 20
+    assert not hostile.said(TOPICS.down(CAT, "certificate"))
+
+
+def test_what_an_offer_or_a_get_names_and_is_not_there_is_answered_and_no_more(
+    hostile: Arena,
+) -> None:
+    cat, blob = hostile.cat, hostile.look("SELECT blob FROM versions")[0][0]
+    beyond = ((10**9, 10**15), (5, 2), (2**52, 2**53))
+    rejects = len(hostile.said(TOPICS.down(CAT, "reject")))
+    with hostile.unchanged():
+        cat.says(TOPICS.up(CAT, "get"), Get(digest=blob, ranges=beyond))
+        cat.says(TOPICS.up(CAT, "get"), Get(digest="ab" * 32, ranges=beyond))
+        hostile.until(lambda: hostile.said(TOPICS.down(CAT, "gone")), "there is no such blob")
+        cat.says(
+            TOPICS.up(CAT, "offer"), Offer(digest="cd" * 32, size=2**50, version=0, examples=100)
+        )
+        hostile.until(
+            lambda: len(hostile.said(TOPICS.down(CAT, "reject"))) > rejects, "it is too large"
+        )
+    reject = decode(hostile.said(TOPICS.down(CAT, "reject"))[-1][:-SIGNATURE_BYTES], Reject)
+    assert reject.code == "blob-oversize"
+    assert not hostile.said(TOPICS.chunk_down(CAT, blob, 0))
+
+
+def test_chunks_that_are_none_of_the_offers_are_refused(hostile: Arena) -> None:
+    digest, needs = "ef" * 32, len(hostile.said(TOPICS.down(CAT, "need")))
+    offer = Offer(digest=digest, size=CHUNK + 10, version=0, examples=100)
+    hostile.cat.says(TOPICS.up(CAT, "offer"), offer)
+    hostile.until(lambda: len(hostile.said(TOPICS.down(CAT, "need"))) > needs, "it may come")
+    pieces = {
+        2: pack(bytes(10)),
+        999_999: pack(bytes(CHUNK)),
+        0: pack(bytes(CHUNK - 1)),
+        1: pack(bytes(10))[:-1],
+    }
+    messages = [(TOPICS.chunk_up(CAT, digest, index), piece) for index, piece in pieces.items()]
+    with hostile.unchanged():
+        assert hostile.attacks("hub", *messages) == {(CAT, "message-invalid"): len(messages)}
+    (data,) = (hostile.town.state / "incoming" / CAT).glob("*.data")
+    assert data.stat().st_blocks == 0
+
+
+def test_a_topic_that_leads_elsewhere_leads_nowhere(hostile: Arena) -> None:
+    ups = f"{TOPICS.prefix}agent/{CAT}/up"
+    topics = [
+        f"{TOPICS.prefix}agent/../up/offer",
+        f"{TOPICS.prefix}agent/{'x' * 65}/up/offer",
+        f"{TOPICS.prefix}agent/Ünï/state",
+        f"{ups}/../../../../hub/state",
+        f"{ups}/{'ab' * 32}/../0",
+        f"{ups}/{'ab' * 32}/-1",
+        f"{ups}/{'ab' * 32}/99999999999",
+        f"{ups}/{'AB' * 32}/0",
+    ]
+    counts, code = hostile.hub.it._refusals.counts, (STRANGERS, "message-invalid")
+    before = counts[code]
+    with hostile.unchanged():
+        for topic in topics:
+            hostile.publish(topic, b"{}")
+        hostile.until(lambda: counts[code] == before + len(topics), "all are refused")
 
 
 def test_the_wire_shows_nothing_of_an_update(hostile: Arena) -> None:
