@@ -9,6 +9,7 @@ from edge_agent.journal import Entry, Journal
 from ffm_common.errors import LedgerBroken, PathUnwritable
 
 BLOB = "a" * 64
+HUB, OTHER_HUB = "b" * 64, "c" * 64  # public keys
 
 
 def test_a_new_agent_remembers_nothing(tmp_path: Path) -> None:
@@ -55,15 +56,15 @@ def test_what_cannot_be_written_is_not_believed(tmp_path: Path) -> None:
 def test_the_newest_manifest_is_remembered_for_the_hub_that_has_signed_it(tmp_path: Path) -> None:
     path = tmp_path / "journal.json"
     journal = Journal(path)
-    assert journal.issued("hub") == 0
-    journal.set_issued("hub", 17)
+    assert journal.issued(HUB) == 0
+    journal.set_issued(HUB, 17)
     journal.boot()
     again = Journal(path)
-    assert again.issued("hub") == 17
-    assert again.issued("another hub") == 0  # which has a clock of its own
+    assert again.issued(HUB) == 17
+    assert again.issued(OTHER_HUB) == 0  # which has a clock of its own
 
 
 def test_a_journal_of_before_is_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.json"
-    path.write_bytes(b'{"boot": 3, "since": 5, "trained": "abc"}')
-    assert Journal(path).entry == Entry(boot=3, since=5, trained="abc")
+    path.write_bytes(b'{"boot": 3, "since": 5, "trained": "%s"}' % BLOB.encode())
+    assert Journal(path).entry == Entry(boot=3, since=5, trained=BLOB)
