@@ -274,7 +274,7 @@ class InQuarantine(Message, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Cut the free text to what may be sent."""
-        msgspec.structs.force_setattr(self, "why", self.why[:_MAX_TEXT])
+        msgspec.structs.force_setattr(self, "why", _said(self.why))
 
 
 Receipt: TypeAlias = Done | Reject

@@ -28,6 +28,7 @@ from federation.messages import (
     Get,
     Gone,
     HubState,
+    InQuarantine,
     Manifest,
     Message,
     Need,
@@ -70,6 +71,7 @@ _ALL: Final[Sequence[Message]] = (
     Get(digest=DIGEST, ranges=((0, 8),)),
     Gone(digest=DIGEST),
     Claim(instance="0123456789abcdef", since=1_700_000_000, boot=2, seen="fedcba9876543210"),
+    InQuarantine(seconds=600.0, why="it has shouted"),
 )
 _KINDS: Final = (*dict.fromkeys(map(type, _ALL)), Manifest)
 
@@ -341,6 +343,7 @@ def agent(work: Path) -> Subject:
             _said("pi", Done(digest=DIGEST, version=3), "down/done"),
             _said("pi", Reject(digest=DIGEST, code="update-invalid", why="no"), "down/reject"),
             _said("pi", Gone(digest=digest), "down/gone"),
+            _said("pi", InQuarantine(seconds=600.0, why="it has shouted"), "down/quarantine"),
         ),
         "claim": script((TOPICS.claim("pi"), msgspec.json.encode(claim))),
         "hub-lost": script(

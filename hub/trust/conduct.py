@@ -304,7 +304,7 @@ class Conduct:
             self._unwritten.remove(agent)
 
     def _read(self) -> None:
-        """Let out whom a person has released: what is written down is another than ours."""
+        """Let out whom a person has pardoned: what is written down is another than ours."""
         known = quarantine.read(self._ledger)
         for agent in sorted(self._held - self._unwritten):
             record = self._records[agent]

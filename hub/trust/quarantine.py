@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from ffm_common.errors import PathUnwritable, SenderUnknown
+from ffm_common.reading import Unreadable, from_json
 from hub.versions.ledger import Ledger
 
 _KEY: Final = "quarantine/"
@@ -52,11 +53,9 @@ def read(ledger: Ledger) -> dict[str, Quarantine]:
     """Give the last quarantine of each agent that ever had one; a row that is damaged is none."""
     found = {}
     for text in ledger.under(_KEY).values():
-        try:
-            one = msgspec.json.decode(text, type=Quarantine)
-        except msgspec.DecodeError:
-            continue
-        found[one.agent] = one
+        with contextlib.suppress(Unreadable):
+            one = from_json(text, Quarantine)
+            found[one.agent] = one
     return found
 
 
@@ -82,7 +81,7 @@ def pardon(path: Path, agent: str, now: float) -> None:
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_BUSY_S)) as db, db:
             db.execute("BEGIN IMMEDIATE")
             row = db.execute("SELECT value FROM meta WHERE key = ?", (_KEY + agent,)).fetchone()
-            found = None if row is None else msgspec.json.decode(row[0], type=Quarantine)
+            found = None if row is None else from_json(row[0], Quarantine)
             if found is None or not found.holds(now):
                 raise SenderUnknown(
                     f"{agent} is in no quarantine", remedy="`ffm hub agents` shows who is"
@@ -90,5 +89,5 @@ def pardon(path: Path, agent: str, now: float) -> None:
             ended = msgspec.structs.replace(found, until=now, times=0)
             text = msgspec.json.encode(ended).decode()
             db.execute("UPDATE meta SET value = ? WHERE key = ?", (text, _KEY + agent))
-    except (sqlite3.Error, msgspec.DecodeError) as error:
+    except (sqlite3.Error, Unreadable) as error:
         raise PathUnwritable(f"{path}: {error}") from error

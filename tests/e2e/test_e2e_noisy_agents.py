@@ -295,10 +295,10 @@ def test_it_is_told_why(attack: Attack) -> None:
     assert attack.told == InQuarantine(seconds=600.0, why=MESSAGES)
 
 
-def test_who_is_released_is_heard_again(
+def test_who_is_pardoned_is_heard_again(
     attack: Attack, yard: Yard, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert yard.ffm("release", "offers") == 0
+    assert yard.ffm("pardon", "offers") == 0
     yard.until(lambda: "offers is heard again" in yard.said(), "the hub has heard of it", 10)
     member = attack.members["offers"]
     offer = Offer(digest=DIGEST, size=1000, version=0, examples=10)
@@ -309,7 +309,7 @@ def test_who_is_released_is_heard_again(
             with contextlib.suppress(pytest.fail.Exception):
                 answer = member.hears(session, TOPICS.down("offers", "reject"), seconds=1.0)
     assert messages.decode(answer, Reject).code == "version-closed"
-    assert yard.ffm("release", "offers") == 1
+    assert yard.ffm("pardon", "offers") == 1
     assert "[sender-unknown]: offers is in no quarantine" in capsys.readouterr().err
 
 
