@@ -62,6 +62,11 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         return f"ffm-{self.role}.service"
 
     @property
+    def program(self) -> Path:
+        """What the unit starts: of an agent its launcher, which goes back from a bad release."""
+        return self.ffm.with_name("ffm-launch") if self.role == "agent" else self.ffm
+
+    @property
     def live(self) -> bool:
         """Whether it is for the system that runs here."""
         return self.root.resolve() == Path("/")
@@ -88,7 +93,7 @@ def plan(service: Service) -> Plan:
         raise ConfigInvalid(f"--user: {service.user!r} can be no account")
     inside = service.root / service.config.relative_to("/")
     files.load(inside, AgentConfig if service.role == "agent" else HubConfig)
-    program = service.root / service.ffm.relative_to("/")
+    program = service.root / service.program.relative_to("/")
     if service.live and not os.access(program, os.X_OK):
         raise ConfigMissing(f"there is no program {program}", remedy="name it with --ffm")
     # systemd makes and owns a folder right below /var/lib; any other is there already.
@@ -102,8 +107,8 @@ def plan(service: Service) -> Plan:
         role=service.role,
         user=service.user,
         home=str(home),
-        ffm=str(service.ffm),
-        config=str(service.config),
+        start=_start(service, home),
+        speakers="all" if service.role == "agent" else "main",
         folders=folders,
     )
     account = template("account.conf", user=service.user, home=str(home))
@@ -114,6 +119,13 @@ def plan(service: Service) -> Plan:
             File(path=f"{_UNITS}/{service.unit}", content=unit.encode()),
         ),
     )
+
+
+def _start(service: Service, home: Path) -> str:
+    """Give the command of the unit."""
+    said = f"{service.role} run --config {service.config}"
+    releases = f"{home}/releases " if service.role == "agent" else ""
+    return f"{service.program} {releases}{said}"
 
 
 def commands(service: Service) -> list[list[str]]:

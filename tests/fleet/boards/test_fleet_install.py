@@ -32,9 +32,10 @@ def root(tmp_path: Path) -> Path:
     for name, text in CONFIGS.items():
         for folder in ("var/lib/ffm", "srv/ffm"):
             (root / folder / f"{name}.toml").write_text(text)
-    program = root / "opt/ffm/venv/bin/ffm"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for name in ("ffm", "ffm-launch"):
+        program = root / "opt/ffm/venv/bin" / name
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     return root
 
 
