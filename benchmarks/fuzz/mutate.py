@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 Form: TypeAlias = Literal["bytes", "json", "lines"]
 
 MOST_BYTES: Final = 1 << 17
+_MOST_GROWTH: Final = 1 << 14
 _NUMBERS: Final = (
     *("0", "-1", "1", "2", "7", "255", "256", "65535", "65536", "2147483647", "2147483648"),
     *("4294967296", "9007199254740992", "9007199254740993", "9223372036854775807"),
@@ -202,7 +203,7 @@ def _respelt(top: Any, draw: random.Random) -> Any:
         other = draw.choice(list(holder))
         holder[key], holder[other] = holder[other], holder[key]
     elif what < 0.55 and isinstance(holder, list):
-        holder *= min(draw.choice((2, 3, 100, 3000)), 1 + MOST_BYTES // len(json.dumps(holder)))
+        holder *= min(draw.choice((2, 3, 100, 3000)), 1 + _MOST_GROWTH // len(json.dumps(holder)))
         return json.loads(json.dumps(top))  # or what is there twice would grow twice
     else:
         holder[key] = _another(holder[key], draw)

@@ -314,7 +314,7 @@ def training_state(work: Path) -> Subject:
     checkpoint.save(made, arrays)
 
     def read(path: Path) -> object:
-        return {name: array.sum() for name, array in checkpoint.load(path).items()}
+        return {name: array.tobytes() for name, array in checkpoint.load(path).items()}
 
     parse = _of_file(work / "checkpoint.safetensors", read)
     return Subject(parse, {"three": made.read_bytes()}, mend=_head_mended)
