@@ -27,6 +27,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -41,6 +42,8 @@ BAD: Final = "bad"
 ENDS: Final = "ends"
 RELEASE: Final = "release.json"
 SITE: Final = "site"
+NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,99}")
+"""A release is called so; files are named after it."""
 RESTART: Final = 88
 """The exit status by which an agent asks to be started anew."""
 PREFIX_VARIABLE: Final = "FFM_RELEASES"
@@ -68,18 +71,20 @@ def in_force(prefix: Path) -> str:
 def name(prefix: Path, place: str) -> str:
     """Give the name of the release in a place; "" if none is there whole."""
     try:
-        return str(json.loads((prefix / place / RELEASE).read_bytes())["name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = str(json.loads((prefix / place / RELEASE).read_bytes())["name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
+    return found if NAME.fullmatch(found) else ""
 
 
 def trial_in(prefix: Path) -> dict[str, Any] | None:
     """Read the trial that is on, if one is."""
     try:
         found: dict[str, Any] = json.loads((prefix / TRIAL).read_bytes())
-    except (OSError, ValueError):
+        right = found["place"] in PLACES and found["before"] in {*PLACES, ""}
+        return found if right and type(found["starts"]) is int else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found
 
 
 def switch(prefix: Path, place: str) -> None:

@@ -12,12 +12,14 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from ffm_common.errors import NotHealthy, StorageError
 from ffm_common.files import write_atomic
+from ffm_common.reading import Unreadable, read_json
 
 _FILE: Final = "health.json"
 _WRITE_S: Final = 60.0
@@ -41,7 +43,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         Whether it is connected to its broker.
     """
 
-    pid: int
+    pid: Annotated[int, Meta(ge=1, lt=1 << 31)]
     at: float
     status: str
     detail: str
@@ -98,10 +100,10 @@ def check(folder: Path) -> Life:
     """
     path = folder / _FILE
     try:
-        life = msgspec.json.decode(path.read_bytes(), type=Life)
+        life = read_json(path, Life)
     except FileNotFoundError:
         raise NotHealthy(f"nothing runs in {folder}") from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, Unreadable) as error:
         raise NotHealthy(f"{path}: {error}") from error
     try:
         os.kill(life.pid, 0)

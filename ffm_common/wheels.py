@@ -11,9 +11,12 @@ import contextlib
 import csv
 import hashlib
 import io
+import lzma
 import os
 import re
+import struct
 import zipfile
+import zlib
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -28,6 +31,11 @@ MAX_FILES: Final = 20_000
 _BLOCK: Final = 1 << 20
 _MAX_TEXT: Final = 8 << 20
 _PYTHON: Final = re.compile(r"(?:cp|py)3(?P<minor>\d*)")
+# What the library raises for a file that is broken, encrypted or packed in a strange way.
+_BROKEN: Final = (
+    *(zipfile.BadZipFile, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError),
+    *(OverflowError, zlib.error, lzma.LZMAError, struct.error, csv.Error),
+)
 _MACHINES: Final = ("x86_64", "aarch64", "armv7l")
 
 
@@ -66,13 +74,7 @@ def read(path: Path) -> Wheel:
         with zipfile.ZipFile(path) as archive:
             unpacked = _walk(archive, None)
             metadata = _text(archive, _info(archive) + "METADATA")
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        KeyError,
-        UnicodeDecodeError,
-        NotImplementedError,
-    ) as error:
+    except (OSError, *_BROKEN) as error:
         raise ReleaseInvalid(f"{path.name} is no wheel: {error}") from error
     headers = HeaderParser().parsestr(metadata)
     if _canonical(str(headers["Name"])) != found.package or headers["Version"] != found.version:
@@ -103,7 +105,7 @@ def unpack(path: Path, folder: Path, *, at_most: int) -> int:
     try:
         with zipfile.ZipFile(path) as archive:
             return _walk(archive, folder, at_most)
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise ReleaseInvalid(f"{path.name} is no wheel: {error}") from error
     except OSError as error:
         raise PathUnwritable(f"cannot unpack into {folder}: {error.strerror or error}") from error
@@ -148,14 +150,16 @@ def _info(archive: zipfile.ZipFile) -> str:
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:
-    if archive.getinfo(name).file_size > _MAX_TEXT:
+    with archive.open(name) as file:  # read() would allocate what the archive says
+        text = file.read(_MAX_TEXT + 1)
+    if len(text) > _MAX_TEXT:
         raise ReleaseInvalid(f"{name} is too large")
-    return archive.read(name).decode("utf-8")
+    return text.decode("utf-8")
 
 
 def _walk(archive: zipfile.ZipFile, folder: Path | None, at_most: int | None = None) -> int:
     """Check every file, and write it below `folder` if there is one; give their size in bytes."""
-    members = [member for member in archive.infolist() if not member.is_dir()]
+    members = [member for member in archive.infolist() if not member.filename.endswith("/")]
     size = sum(member.file_size for member in members)
     if len(members) > MAX_FILES or (at_most is not None and size > at_most):
         raise ReleaseInvalid(f"{len(members)} files of {size} bytes are more than was announced")

@@ -1,6 +1,6 @@
 """Every parser of what comes from outside, or from a disk. A new one is one line here.
 
-The numbers of inputs make a million, and are chosen so that none takes most of the time.
+The numbers of inputs are shares of those in all, chosen so that none takes most of the time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ PARSERS: Final = (
     Parser(name="invitations", make=trust.invitations, inputs=20_000),
     Parser(name="door", make=trust.door, inputs=40_000),
     Parser(name="memberships", make=trust.memberships, inputs=10_000),
+    Parser(name="private-keys", make=trust.private_keys, inputs=10_000),
+    Parser(name="signed-adapters", make=trust.signed_adapters, inputs=10_000),
+    Parser(name="released-wheels", make=trust.released_wheels, inputs=5_000),
+    Parser(name="launch-trial", make=trust.launch_trial, inputs=5_000),
+    Parser(name="signs-of-life", make=trust.signs_of_life, inputs=5_000),
     Parser(name="hub-toml", make=state.hub_toml, inputs=12_000),
     Parser(name="agent-toml", make=state.agent_toml, inputs=15_000),
     Parser(name="profile-toml", make=state.profile_toml, inputs=10_000),

@@ -44,7 +44,7 @@ class Parser(msgspec.Struct, frozen=True, kw_only=True):
     make
         Builds it, given a folder for its files.
     inputs
-        How many of a million are its own.
+        Its share of the inputs in all.
     memory_mb
         What it may take above what it holds when all seeds have been parsed once.
     """

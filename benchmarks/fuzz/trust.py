@@ -1,24 +1,33 @@
-"""What decides who is believed: signatures, seals, invitations, joining, identities."""
+"""What decides who is believed, and which software runs: signatures, seals, tokens, wheels."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
+import json
 import random
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Final
 
+import ffm_launch
+from benchmarks.fuzz.data import with_checksums
 from benchmarks.fuzz.mutate import mutate
 from benchmarks.fuzz.subject import Subject
 from federation import messages
 from federation.messages import Message
 from federation.topics import Topics
-from federation.trust import invitation, membership, sealing, voice
+from federation.trust import bundle, invitation, membership, sealing, voice
 from federation.trust.anchor import Anchor
 from federation.trust.invitation import Invitation
 from federation.trust.joining import BrokerPlace, Join, Refusal, RenewAtDoor, Welcome
 from federation.trust.keys import SealingKey, SigningKey
 from federation.trust.membership import Credentials, Membership
 from federation.trust.sealing import Terms
-from ffm_common.errors import MessageInvalid
+from ffm_common import health, wheels
+from ffm_common.errors import MessageInvalid, NotHealthy
 
 _TOPICS: Final = Topics("fuzz")
 _HUB, _OPENS, _BOARD = (
@@ -135,3 +144,100 @@ def memberships(work: Path) -> Subject:
         return membership.load(folder)
 
     return Subject(parse, {"member": seed}, "json")
+
+
+def private_keys(work: Path) -> Subject:
+    """The file of a key; its first and last line are short here, or it would look like a secret."""
+    path = work / "key.pem"
+    _BOARD.save(path)
+    begin, body, end = path.read_bytes().splitlines(keepends=True)
+
+    def parse(data: bytes) -> object:
+        path.write_bytes(data.replace(b"<begin>", begin).replace(b"<end>", end))
+        return SigningKey.load(path).public
+
+    return Subject(parse, {"board": b"<begin>" + body + b"<end>"}, "lines")
+
+
+def signed_adapters(work: Path) -> Subject:
+    """What is signed of the adapter in a folder."""
+    (work / "adapter_model.safetensors").write_bytes(b"weights")
+    bundle.sign(work, _HUB, federation="fuzz", version=3, base="ab" * 32)
+    path = work / bundle.FILE
+    seed = path.read_bytes()
+
+    def parse(data: bytes) -> object:
+        path.write_bytes(data)
+        return bundle.check(work)
+
+    return Subject(parse, {"adapter": seed}, "json")
+
+
+def released_wheels(work: Path) -> Subject:
+    """A wheel of a release, read and unpacked; no file of it lies elsewhere."""
+    path, home = work / "demo-1.0-py3-none-any.whl", work / "site"
+    contents = {
+        "demo/__init__.py": b"x = 1\n",
+        "demo-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n\n",
+        "demo-1.0.data/purelib/more.py": b"",
+    }
+    rows = [
+        f"{name},sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')},{len(content)}\n"
+        for name, content in contents.items()
+        if (digest := hashlib.sha256(content).digest())
+    ]
+    contents["demo-1.0.dist-info/RECORD"] = "".join(rows).encode()
+    seeds = {}
+    for kind, method in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)):
+        sink = io.BytesIO()
+        with zipfile.ZipFile(sink, "w", method) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        seeds[kind] = sink.getvalue()
+
+    def parse(data: bytes) -> object:
+        path.write_bytes(data)
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        try:
+            found = wheels.read(path)
+            return found, wheels.unpack(path, home, at_most=1 << 20)
+        finally:
+            assert {each.name for each in work.iterdir()} == {path.name, home.name}
+
+    def mend(data: bytes, draw: random.Random) -> bytes:
+        return with_checksums(data) if draw.random() < 0.8 else data
+
+    return Subject(parse, seeds, mend=mend)
+
+
+def launch_trial(work: Path) -> Subject:
+    """The trial of a release, as the launcher finds it; one that is damaged is none."""
+    (work / "a").mkdir()
+    (work / "a" / ffm_launch.RELEASE).write_text('{"name": "1.0-7"}')
+    ffm_launch.begin_trial(work, "a")
+    seed = (work / ffm_launch.TRIAL).read_bytes()
+
+    def parse(data: bytes) -> object:
+        (work / ffm_launch.TRIAL).write_bytes(data)
+        found = ffm_launch.trial_in(work)
+        assert found is None or found["place"] in ffm_launch.PLACES
+        return found
+
+    return Subject(
+        parse, {"a": seed, "b": json.dumps({**json.loads(seed), "before": "b"}).encode()}, "json"
+    )
+
+
+def signs_of_life(work: Path) -> Subject:
+    """What a service last said of itself: it runs, or it does not."""
+
+    def parse(data: bytes) -> object:
+        (work / "health.json").write_bytes(data)
+        try:
+            return health.check(work)
+        except NotHealthy as error:
+            return error
+
+    seed = b'{"pid": 1, "at": 1.5, "status": "idle", "detail": "", "connected": true}'
+    return Subject(parse, {"idle": seed}, "json")

@@ -34,6 +34,9 @@ from federation.messages import (
     Need,
     Offer,
     Reject,
+    Release,
+    ReleasedWheel,
+    Renew,
     Vote,
 )
 from federation.topics import Topics
@@ -70,6 +73,15 @@ _ALL: Final[Sequence[Message]] = (
     Reject(digest=DIGEST, code="version-closed", why="too late"),
     Get(digest=DIGEST, ranges=((0, 8),)),
     Gone(digest=DIGEST),
+    Renew(public=DIGEST),
+    InQuarantine(seconds=600.0, why="too many messages"),
+    Release(
+        federation="fuzz",
+        version="1.2.0",
+        wheels=(ReleasedWheel(blob=DIGEST, size=9000, name="ffm_edge-1.2.0-py3-none-any.whl"),),
+        issued=1_700_000_000,
+        unpacked=30_000,
+    ),
     Claim(instance="0123456789abcdef", since=1_700_000_000, boot=2, seen="fedcba9876543210"),
     InQuarantine(seconds=600.0, why="it has shouted"),
 )

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from federation import messages
 from federation.messages import Release
 from federation.transfer.blobs import BlobStore
 from ffm_common import wheels
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     """Do as the arguments say; what goes wrong is the last line of standard error."""
     about, blobs, prefix, where = arguments
     try:
-        release = msgspec.json.decode(Path(about).read_bytes(), type=Release)
+        release = messages.decode(Path(about).read_bytes(), Release)
         place(release, BlobStore(Path(blobs)), Path(prefix), where)
     except FfmError as error:
         sys.stderr.write(f"{error.message} [{error.code}]\n")

@@ -17,6 +17,7 @@ from federation.trust.anchor import Key, framed
 from federation.trust.keys import SigningKey, verify
 from ffm_common.errors import AdapterInvalid, SignatureInvalid
 from ffm_common.files import sha256_bytes, sha256_file, write_atomic
+from ffm_common.reading import Unreadable, read_json
 
 FILE: Final = "signature.json"
 _WHAT: Final = b"adapter"
@@ -93,11 +94,10 @@ def check(folder: Path) -> Contents | None:
     """
     path = folder / FILE
     try:
-        with path.open("rb") as file:
-            bundle = msgspec.json.decode(file.read(_MAX_FILE + 1), type=Bundle)
+        bundle = read_json(path, Bundle, most=_MAX_FILE)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, Unreadable) as error:
         raise AdapterInvalid(f"{path}: {error}") from error
     found = bundle.contents
     if not verify(bytes.fromhex(found.hub), found.meaning(), bytes.fromhex(bundle.signature)):

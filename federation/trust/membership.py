@@ -24,6 +24,7 @@ from federation.trust.anchor import Anchor
 from federation.trust.keys import SigningKey
 from ffm_common.errors import IdentityBroken
 from ffm_common.files import make_folder, write_atomic
+from ffm_common.reading import Unreadable, read_json
 
 _MAX_FILE: Final = 64 * 1024
 _PRIVATE_FOLDER: Final = 0o700
@@ -180,9 +181,8 @@ def load(folder: Path) -> Identity | None:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file:
-            membership = msgspec.json.decode(file.read(_MAX_FILE), type=Membership)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        membership = read_json(path, Membership, most=_MAX_FILE)
+    except (OSError, Unreadable) as error:
         raise IdentityBroken(f"{path}: {error}") from error
     found = Identity(folder=folder, membership=membership, key=SigningKey.load(folder / "key.pem"))
     for needed in (found.certificate, found.authority):

@@ -22,6 +22,7 @@ import msgspec
 from federation.messages import Digest, Name
 from ffm_common.errors import IdentityBroken, PathUnwritable
 from ffm_common.files import make_folder, sha256_bytes, sync_folder, write_atomic
+from ffm_common.reading import Unreadable, from_json
 from hub.trust.authority import Authority
 from hub.trust.members import Members
 
@@ -98,8 +99,8 @@ def restore(folder: Path, identity: Path, federation: str) -> Manifest:
         The members in it cannot be read.
     """
     try:
-        found = msgspec.json.decode(_read(folder / _MANIFEST), type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        found = from_json(_read(folder / _MANIFEST), Manifest)
+    except Unreadable as error:
         raise IdentityBroken(f"{folder / _MANIFEST}: {error}") from error
     if found.federation != federation:
         raise IdentityBroken(

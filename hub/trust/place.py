@@ -14,6 +14,7 @@ import msgspec
 from federation.trust.invitation import is_host
 from ffm_common.errors import ConfigInvalid, DoorUnreachable, NameInvalid
 from ffm_common.files import write_atomic
+from ffm_common.reading import Unreadable, read_json
 from hub.config import Located
 
 _FILE: Final = "door.json"
@@ -63,9 +64,8 @@ def find(located: Located) -> Place:
         raise ConfigInvalid("door.enabled: is false in hub.toml, so nobody can join")
     place = wanted(located)
     try:
-        with (located.folder / _FILE).open("rb") as file:
-            noted = msgspec.json.decode(file.read(_MAX_FILE), type=Place)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        noted = read_json(located.folder / _FILE, Place, most=_MAX_FILE)
+    except (OSError, Unreadable):
         noted = None
     if noted is not None and place in {noted, Place(host=noted.host, port=0)}:
         return noted

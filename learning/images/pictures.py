@@ -27,6 +27,7 @@ _ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 # A file may say that it is far larger than it is: nothing on a board is.
 _MOST_PIXELS = 64 << 20
 _MOST_BYTES = 128 << 20
+_BLOCK = 1 << 20
 _MOST_ARRAY_BYTES = 512 << 20
 _MOST_NAMES = 1 << 20
 _KINDS = frozenset("biufSU")
@@ -130,11 +131,11 @@ class Pictures:
             raise DataFormat(f"{self._path} holds more than {_MOST_NAMES} files")
         return archive
 
-    def _member(self, archive: zipfile.ZipFile, name: str) -> bytes:
+    def _member(self, archive: zipfile.ZipFile, name: str) -> bytearray:
         """Unpack a picture's file; not more of it than may be, whatever it packs."""
         try:
             with archive.open(name) as file:
-                data = file.read(_MOST_BYTES + 1)
+                data = _read(file, _MOST_BYTES + 1)
         except _BROKEN_ZIP as error:
             raise DataFormat(
                 f"cannot read a picture of {self._path}: {error}", quotes=f"it is {name}"
@@ -164,7 +165,7 @@ class Pictures:
         except (*_BROKEN_ZIP, tokenize.TokenError, SyntaxError, TypeError) as error:
             raise DataFormat(f"cannot read {name} of {self._path}: {error}") from error
 
-    def _decode(self, data: bytes, name: str) -> Picture:
+    def _decode(self, data: bytes | bytearray, name: str) -> Picture:
         pixels = decoded(data, self._channels, f"a picture of {self._path}", name)
         return Picture(pixels, _label(name))
 
@@ -186,7 +187,9 @@ def labels_of(paths: Sequence[Path]) -> list[str]:
     return sorted(found)
 
 
-def decoded(data: bytes, channels: int, source: str, name: str = "") -> NDArray[np.uint8]:
+def decoded(
+    data: bytes | bytearray, channels: int, source: str, name: str = ""
+) -> NDArray[np.uint8]:
     """Decode the bytes of a picture's file; gives shape (height, width, channels).
 
     Raises
@@ -214,7 +217,7 @@ def decoded(data: bytes, channels: int, source: str, name: str = "") -> NDArray[
     return _in_channels(pixels, channels)
 
 
-def read_picture(folder: Path, name: str) -> bytes:
+def read_picture(folder: Path, name: str) -> bytearray:
     """Read a picture's file.
 
     Raises
@@ -224,7 +227,7 @@ def read_picture(folder: Path, name: str) -> bytes:
     """
     try:
         with (folder / name).open("rb") as file:
-            return _of_size(file.read(_MOST_BYTES + 1), f"a picture of {folder}", name)
+            return _of_size(_read(file, _MOST_BYTES + 1), f"a picture of {folder}", name)
     except OSError as error:
         raise DataMissing(
             f"cannot read a picture of {folder}: {error.strerror or error}",
@@ -232,9 +235,17 @@ def read_picture(folder: Path, name: str) -> bytes:
         ) from error
 
 
-def _of_size(data: bytes, source: str, name: str) -> bytes:
+def _of_size(data: bytearray, source: str, name: str) -> bytearray:
     if len(data) > _MOST_BYTES:
         raise DataFormat(f"{source} has more than {_MOST_BYTES >> 20} MiB", quotes=f"it is {name}")
+    return data
+
+
+def _read(file: IO[bytes], most: int) -> bytearray:
+    """Read up to so many bytes, and allocate no more than there are."""
+    data = bytearray()
+    while block := file.read(min(_BLOCK, most - len(data))):
+        data += block
     return data
 
 
@@ -253,7 +264,7 @@ def _array_in(file: IO[bytes], size: int) -> NDArray[Any]:
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize > size:
         raise ValueError(f"{dtype} of shape {shape} in {size} bytes")
-    data = file.read(count * dtype.itemsize)
+    data = _read(file, count * dtype.itemsize)
     flat = np.frombuffer(data, dtype, count) if count * dtype.itemsize else np.empty(count, dtype)
     if dtype.kind == "U":
         points = flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
