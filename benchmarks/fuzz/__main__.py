@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.fuzz import corpus
-from benchmarks.fuzz.child import Current, Finding, Job, Report, current
+from benchmarks.fuzz.child import Current, Finding, Job, Report, current, memory_folder
 from benchmarks.fuzz.parsers import PARSERS
 from benchmarks.fuzz.subject import Parser
 from benchmarks.result import at_least, at_most, finish, parser
@@ -75,7 +75,7 @@ def _feed(one: Parser, inputs: int, arguments: Any) -> list[Report]:
     """Feed one parser, going on behind what has ended its process."""
     reports = []
     first = 0
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory(prefix="ffm-fuzz-", dir=memory_folder()) as work:
         shown = current(Path(work) / "current")
         while first < inputs:
             job = Job(

@@ -104,7 +104,8 @@ def current(path: Path) -> Current:
 def run(job: Job, limit: bool = True) -> Report:
     """Do a job in this process."""
     parser = BY_NAME[job.parser]
-    with tempfile.TemporaryDirectory(prefix="ffm-fuzz-", dir=_memory_folder()) as folder:
+    # Beside the file in hand, where the parent clears up after a child that has died.
+    with tempfile.TemporaryDirectory(dir=Path(job.current).parent) as folder:
         subject = parser.make(Path(folder))
         return _Feeding(job, parser, subject, limit=limit).run()
 
@@ -251,8 +252,8 @@ def _start_peak() -> float:
     return peak_memory_mb()
 
 
-def _memory_folder() -> str | None:
-    """Give a folder in memory, if there is one: these files are written a million times."""
+def memory_folder() -> str | None:
+    """Give a folder in memory, if there is one: a parser's files are written a million times."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from benchmarks.fuzz import corpus
-from benchmarks.fuzz.child import Current, Job, Report, current
+from benchmarks.fuzz.child import Current, Job, Report, current, memory_folder
 from benchmarks.fuzz.mutate import MOST_BYTES, Form, mutate
 from benchmarks.fuzz.parsers import BY_NAME, PARSERS
 from ffm_common.tied import tied
@@ -21,9 +23,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
+def reports() -> Iterator[dict[str, Report]]:
     """Feed all parsers in one process of their own: native code that crashes would be seen."""
-    folder = tmp_path_factory.mktemp("fuzz")
+    with tempfile.TemporaryDirectory(prefix="ffm-fuzz-", dir=memory_folder()) as folder:
+        yield fed(Path(folder))
+
+
+def fed(folder: Path) -> dict[str, Report]:
     shown = current(folder / "current")
     share = INPUTS / sum(parser.inputs for parser in PARSERS)
     jobs = [
@@ -48,8 +54,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     )
     if done.returncode:
         number, data = shown.get()
-        path = corpus.keep("died", data, folder)
-        pytest.fail(f"input {number}, {path}:\n{done.stderr.decode(errors='replace')[-3000:]}")
+        said = done.stderr.decode(errors="replace")[-3000:]
+        pytest.fail(f"input {number} of {len(data)} bytes, {data[:500]!r}:\n{said}")
     found = [msgspec.json.decode(line, type=Report) for line in done.stdout.splitlines()]
     return {report.parser: report for report in found}
 
