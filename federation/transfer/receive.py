@@ -321,8 +321,11 @@ class UploadReceiver:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _new(self, folder: Path, offer: Offer) -> _Arrival:
-        """Begin an upload, with attempts above those of all before, and of earlier processes."""
-        self._attempt = max(self._attempt + 1, time.time_ns() // 1_000_000)
+        """Begin an upload, with attempts above those of all before, and of earlier processes.
+
+        By the clock in microseconds: no process starts, nor does an upload, within one of another.
+        """
+        self._attempt = max(self._attempt + 1, time.time_ns() // 1_000)
         return _Arrival(folder, offer, self._attempt, self._max_bytes)
 
 

@@ -255,8 +255,9 @@ def test_of_who_is_in_quarantine_the_broker_passes_nothing_on_until_it_is_over(
 
     def passes_on() -> bool:
         """Say something as one and then as the other, and tell whether the hub hears both."""
-        kitchen.session.publish(offer, b"hear me")
-        wait_for(kitchen.session, lambda event: isinstance(event, Acked))
+        mid = kitchen.session.publish(offer, b"hear me")
+        assert mid is not None
+        wait_for(kitchen.session, lambda event: event == Acked(mid))
         attic.session.publish(TOPICS.up("attic", "offer"), b"end")
         said = [b""]
         while said[-1] != b"end":
