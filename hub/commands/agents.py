@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from hub.commands.output import say_json
+
 if TYPE_CHECKING:
     from hub.config import Located
     from hub.trust.members import Member
@@ -44,7 +46,7 @@ def _agents(arguments: argparse.Namespace) -> int:
     located = config.load(arguments.config)
     found = _found(located)
     if arguments.json:
-        return _json(found)
+        return say_json(found)
     times = _TIMES if located.trust == "enrolled" else {"last_came": _TIMES["last_came"]}
     rows = [("agent", *times.values(), "standing")]
     for told in found:
@@ -140,10 +142,3 @@ def _when(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _json(found: object) -> int:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
-    return 0

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub.commands.output import say_json
+
 if TYPE_CHECKING:
     from hub.config import Located
     from hub.trust.members import Members
@@ -80,7 +82,7 @@ def _invite(arguments: argparse.Namespace) -> int:
     command = f"ffm agent join {token} --config agent.toml"
     if arguments.json:
         said = {"token": token, "agent": arguments.agent, "ends": _when(ends), "command": command}
-        return _json({**said, "host": where.host, "port": where.port})
+        return say_json({**said, "host": where.host, "port": where.port})
     if arguments.qr or sys.stdout.isatty():
         _show_code(token, required=arguments.qr)
     sys.stdout.write(
@@ -204,10 +206,3 @@ def _printable(text: str) -> str:
 
 def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _json(found: object) -> int:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
-    return 0

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub.commands.output import say_json
+
 if TYPE_CHECKING:
     from hub.commands.diff import Difference, Gap
     from hub.commands.history import Line, Story
@@ -66,7 +68,7 @@ def _versions(arguments: argparse.Namespace) -> int:
     with history.reading(_located(arguments)) as ledger:
         found = history.lines(ledger)
     if arguments.json:
-        return _json(found)
+        return say_json(found)
     _table(_HEAD, [_row(line) for line in found])
     return 0
 
@@ -78,7 +80,7 @@ def _show(arguments: argparse.Namespace) -> int:
     with history.reading(located) as ledger:
         found = history.story(ledger, located, arguments.version)
     if arguments.json:
-        return _json(found)
+        return say_json(found)
     sys.stdout.write(_story(found))
     return 0
 
@@ -91,7 +93,7 @@ def _diff(arguments: argparse.Namespace) -> int:
     with history.reading(located) as ledger:
         found = difference(ledger, located, arguments.first, arguments.second)
     if arguments.json:
-        return _json(found)
+        return say_json(found)
     _difference(found)
     return 0
 
@@ -132,13 +134,6 @@ def _located(arguments: argparse.Namespace) -> Located:
     from hub import config
 
     return config.load(arguments.config)
-
-
-def _json(found: object) -> int:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
-    return 0
 
 
 def _row(line: Line) -> list[str]:
