@@ -94,7 +94,7 @@ def test_an_agent_writes_what_is_its_own_and_nothing_else(
         *(f"{OF_KITCHEN}{end}" for end in ("down/need", "down/gone", "", "statement", "state/x")),
         TOPICS.hub_state,
         TOPICS.manifest,
-        "ffm/v1/work/agent/kitchen/state",
+        "ffm/v1/office/agent/kitchen/state",
         f"{TOPICS.prefix}agent/kitchen2/state",
         f"{TOPICS.prefix}agent//state",
         "anything",
