@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.fuzz.subject import Subject
 from benchmarks.fuzz.wire import TASK
+from benchmarks.rows import version_row
 from edge_agent import config as agent_config
 from edge_agent.journal import Entry, Journal
 from edge_agent.worker import Measured, TrainJob, TrainResult
@@ -27,7 +28,7 @@ from ffm_common.files import sha256_bytes
 from hub import config as hub_config
 from hub.making import kept_losses
 from hub.versions import record
-from hub.versions.ledger import Ledger, UpdateRow, VersionRow, VoteRow
+from hub.versions.ledger import Ledger, UpdateRow, VoteRow
 from learning import checkpoint
 from learning.process import Failure
 from learning.texts import packed
@@ -436,21 +437,9 @@ def hub_ledger(work: Path) -> Subject:
     made.see("ann", "rpi4-4gb")
     made.put("note", "x")
     made.add_version(
-        VersionRow(
-            version=0,
+        version_row(
             blob=_DIGEST,
             size=100,
-            kind="version",
-            error=0.0,
-            accuracy=0.5,
-            loss=1.0,
-            updates=0,
-            closed_because="start",
-            tail=0.0,
-            uplink_bytes=0,
-            downlink_bytes=0,
-            seconds=1.0,
-            created=1e9,
             content=_DIGEST,
             carried="",
             record="{}",

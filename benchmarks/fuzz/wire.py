@@ -14,6 +14,7 @@ import msgspec
 from benchmarks.chaos import fixed
 from benchmarks.fuzz.mutate import mutate
 from benchmarks.fuzz.subject import Subject
+from benchmarks.rows import version_row
 from edge_agent.config import AgentConfig, DataSource
 from edge_agent.config import Located as AgentLocated
 from edge_agent.supervisor import Supervisor
@@ -48,7 +49,6 @@ from ffm_common.files import sha256_bytes
 from ffm_common.task import Adapter, Task
 from hub.config import load as load_hub
 from hub.service import Hub
-from hub.versions.ledger import VersionRow
 from hub.versions.record import Record, encode
 from learning import engines
 from quantization.updates.container import pack
@@ -305,21 +305,9 @@ class _HubLife:
         for name in ("adapter", "carried"):
             (folder / name).mkdir(parents=True)
         shape.save(folder / "adapter" / WEIGHTS, made)
-        row = VersionRow(
-            version=0,
+        row = version_row(
             blob=hub._registry.keep_blob(blob),
             size=len(blob),
-            kind="version",
-            error=0.0,
-            accuracy=0.5,
-            loss=1.0,
-            updates=0,
-            closed_because="start",
-            tail=0.0,
-            uplink_bytes=0,
-            downlink_bytes=0,
-            seconds=1.0,
-            created=1e9,
             content=shape.content_digest(made),
             carried="",
             record=encode(Record()),

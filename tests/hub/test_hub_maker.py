@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.rows import version_row
 from federation.messages import Done, Offer
 from federation.transfer.blobs import BlobStore
 from ffm_common import tensors as shape
@@ -28,7 +29,7 @@ from hub.making.public_files import PublicFiles
 from hub.making.worker import make_version
 from hub.robust.defence import Defence
 from hub.switching.record import Decision, State
-from hub.versions.ledger import Ledger, VersionRow, VoteRow
+from hub.versions.ledger import Ledger, VoteRow
 from hub.versions.record import Record, encode
 from hub.versions.registry import Registry
 from profiles import profile as profiles
@@ -142,21 +143,9 @@ class Home:
         shape.save(made / "adapter_model.safetensors", tensors)
         if not (carried / RESIDUAL).exists():
             shape.save(carried / RESIDUAL, {name: 0 * array for name, array in tensors.items()})
-        row = VersionRow(
+        row = version_row(
             version=version,
             blob=self.registry.keep_blob(f"version {version}".encode()),
-            size=4,
-            kind="version",
-            error=0.0,
-            accuracy=0.5,
-            loss=1.0,
-            updates=0,
-            closed_because="start",
-            tail=0.0,
-            uplink_bytes=0,
-            downlink_bytes=0,
-            seconds=1.0,
-            created=1e9,
             content=content_digest(tensors),
             carried=digest(carried),
             record=encode(record or Record()),

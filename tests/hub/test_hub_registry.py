@@ -8,27 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.rows import version_row
 from federation.transfer.blobs import BlobStore
 from ffm_common import tensors as shape
-from hub.versions.ledger import Kind, Ledger, VersionRow
+from hub.versions.ledger import Kind, Ledger
 from hub.versions.registry import Registry
 
-ROW = VersionRow(
-    version=0,
-    blob="",
-    size=4,
-    kind="version",
-    error=0.0,
-    accuracy=0.5,
-    loss=1.0,
-    updates=0,
-    closed_because="start",
-    tail=0.0,
-    uplink_bytes=0,
-    downlink_bytes=0,
-    seconds=1.0,
-    created=1e9,
-)
+ROW = version_row()
 
 
 BASE = "ab" * 32
