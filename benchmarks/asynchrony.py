@@ -2,9 +2,10 @@
 
 Training is real: MiniLM with LoRA, its updates and versions coded as the product does by default,
 added up by the hub's own code. The clock is not: each device takes so many units of time per
-update, from 1 (the quickest) to 5 (the slowest), log-uniform between, and 10 % more or less each
-time. The hub and the wire take none. So what is compared is what waiting for the slowest costs, on
-any machine and to the same numbers again.
+update, from 1 (the quickest) to 5 (the slowest), log-uniform between, or two of ten five times as
+long as the others, who are alike; and 10 % more or less each time. The hub and the wire take none.
+So what is compared is what waiting for the slowest costs, on any machine and to the same numbers
+again.
 
 Both arms are the same code: a version closes when it has `buffer` updates, and an update may be
 made from one of the `max_staleness` versions before. All agents and no staleness is FedAvg.
@@ -54,6 +55,8 @@ _SHARE = 0.48
 _ALIKE, _UNLIKE = 100.0, 1.0
 # Devices -> updates that close a version: about a third of the fleet, as FedBuff has it.
 _BUFFERS = {10: 4, 30: 10}
+# Of ten devices, where the others are alike.
+_SLOW = 2
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +69,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     rebuilt
         Whether stale updates are rebuilt in product space (`hub.aggregation.rebase`); else their
         factors are added to the open version's as they come.
+    slow
+        Devices that take five units of time where all others take one; 0: log-uniform.
     momentum
         The server's; staleness acts like some, so the buffered arms have none.
     alpha
@@ -83,11 +88,17 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     momentum: float = Server().momentum
     alpha: float = _ALIKE
     agents: int = 10
+    slow: int = 0
     local_steps: int = 8
     batch_size: int = 8
     horizon: float
     every: int = 1
     test: int = 300
+
+    @property
+    def fleet(self) -> str:
+        """Who takes part, in words."""
+        return f"{self.agents} devices" + (f", {self.slow} of them slow" if self.slow else "")
 
     @property
     def name(self) -> str:
@@ -276,9 +287,11 @@ class _Board:
         return _Update(blob, self.version, self._examples)
 
 
-def paces(agents: int, seed: int) -> list[float]:
-    """Give each device's units of time per update: log-uniform, dealt out by the seed."""
+def paces(agents: int, slow: int, seed: int) -> list[float]:
+    """Give each device's units of time per update, dealt out by the seed."""
     found = np.geomspace(1.0, _SPREAD, agents)
+    if slow:
+        found = np.where(np.arange(agents) < slow, _SPREAD, 1.0)
     return [float(pace) for pace in np.random.default_rng(derive(seed, "paces")).permutation(found)]
 
 
@@ -291,7 +304,7 @@ def race(arena: Arena, cell: Cell) -> Done:
         boards = [
             _Board(f"agent-{place:02d}", arena.shard(share), len(share), pace, cell)
             for place, (share, pace) in enumerate(
-                zip(shares, paces(cell.agents, cell.seed), strict=True)
+                zip(shares, paces(cell.agents, cell.slow, cell.seed), strict=True)
             )
         ]
         points: list[Point] = []
@@ -350,9 +363,15 @@ def cells(*, quick: bool) -> list[Cell]:
         ]
     end = 10 * _SPREAD * (1 + _JITTER / 2)
 
-    def pair(seed: int, agents: int = 10, alpha: float = _ALIKE) -> list[Cell]:
+    def pair(seed: int, agents: int = 10, slow: int = 0, alpha: float = _ALIKE) -> list[Cell]:
         one = Cell(
-            seed=seed, alpha=alpha, agents=agents, buffer=agents, max_staleness=0, horizon=end
+            seed=seed,
+            alpha=alpha,
+            agents=agents,
+            slow=slow,
+            buffer=agents,
+            max_staleness=0,
+            horizon=end,
         )
         other = msgspec.structs.replace(
             one,
@@ -364,7 +383,8 @@ def cells(*, quick: bool) -> list[Cell]:
         )
         return [one, other]
 
-    found = [cell for seed in _SEEDS for agents in _BUFFERS for cell in pair(seed, agents)]
+    fleets = [(agents, 0) for agents in _BUFFERS] + [(10, _SLOW)]
+    found = [cell for seed in _SEEDS for fleet in fleets for cell in pair(seed, *fleet)]
     plain = msgspec.structs.replace(found[1], rebuilt=False)
     return [*found, plain, *pair(0, alpha=_UNLIKE)]
 
@@ -389,7 +409,7 @@ def _prepare(missing: list[Cell], work: Path) -> None:
 
 def _describe(done: Done) -> str:
     return (
-        f"seed {done.cell.seed}, {done.cell.agents} devices, {done.cell.name}: "
+        f"seed {done.cell.seed}, {done.cell.fleet}, {done.cell.name}: "
         f"{done.versions} versions of {done.updates} updates, "
         f"accuracy {done.points[-1].accuracy:.3f}, {done.cpu_s:.0f} s of CPU"
     )
@@ -403,7 +423,7 @@ def judge(done: Sequence[Done]) -> tuple[list[dict[str, object]], list[Target]]:
             final = smoothed(one.points)[-1][1]
             goals[_race(one.cell)] = (final, reached(one.points, final - _POINTS))
     rows: list[dict[str, object]] = []
-    ratios: dict[int, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
     for one in done:
         final, whole = goals[_race(one.cell)]
         time_s = reached(one.points, final - _POINTS)
@@ -417,20 +437,20 @@ def judge(done: Sequence[Done]) -> tuple[list[dict[str, object]], list[Target]]:
         rows.append(row)
         if one.cell.max_staleness and one.cell.rebuilt and one.cell.alpha == _ALIKE:
             # Where it had not got there, the time that it had is a floor.
-            ratios.setdefault(one.cell.agents, []).append(min(ratio, one.cell.horizon / whole))
+            ratios.setdefault(one.cell.fleet, []).append(min(ratio, one.cell.horizon / whole))
     return rows, [
         at_most(
-            f"{agents} devices: time to the target of synchronous, mean over seeds",
+            f"{fleet}: time to the target of synchronous, mean over seeds",
             statistics.mean(found),
             _TARGET,
         )
-        for agents, found in ratios.items()
+        for fleet, found in ratios.items()
     ]
 
 
-def _race(cell: Cell) -> tuple[int, int, float]:
+def _race(cell: Cell) -> tuple[int, str, float]:
     """Name what the arms that are compared have in common."""
-    return cell.seed, cell.agents, cell.alpha
+    return cell.seed, cell.fleet, cell.alpha
 
 
 def plot(path: Path, done: Sequence[Done]) -> None:
@@ -440,13 +460,13 @@ def plot(path: Path, done: Sequence[Done]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    fleets = sorted({one.cell.agents for one in done})
+    fleets = list(dict.fromkeys(one.cell.fleet for one in done))
     figure, axes = plt.subplots(
         1, len(fleets), figsize=(5.5 * len(fleets), 4), layout="constrained", squeeze=False
     )
-    for axis, agents in zip(axes.flat, fleets, strict=True):
+    for axis, fleet in zip(axes.flat, fleets, strict=True):
         for one in done:
-            decisive = one.cell.agents == agents and one.cell.alpha == _ALIKE
+            decisive = one.cell.fleet == fleet and one.cell.alpha == _ALIKE
             if decisive and one.cell.rebuilt:
                 axis.plot(
                     [point.time for point in one.points],
@@ -456,7 +476,7 @@ def plot(path: Path, done: Sequence[Done]) -> None:
                     label=None if one.cell.seed else one.cell.name,
                 )
         axis.set(
-            title=f"{agents} devices",
+            title=fleet,
             xlabel="time, in updates of the quickest device",
             ylabel="accuracy",
         )
