@@ -24,6 +24,7 @@ from statistics import mean, stdev
 from typing import Literal, TypeAlias
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
 
 from benchmarks.models import DATA, stories260k
@@ -46,14 +47,16 @@ from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 Arm: TypeAlias = Literal["public only", "federated only", "public + federated"]
 WITH_PUBLIC: tuple[Arm, ...] = ("public only", "public + federated")
 
-AGENTS, VERSIONS, SEEDS = 4, 12, 2
+AGENTS, VERSIONS = 4, 12
+SEEDS = (10, 11, 12)
+"""Not 0 and 1, on which the schedule was chosen (docs/pretraining.md)."""
 STEPS = 64
 """Of all parties together, for a version."""
 PUBLIC_STEPS, PUBLIC_RATE = 4, 0.25
 """The hub's share where it works with agents, and how far its steps go, compared with theirs."""
 WARM_UP = {20: 2, 60: 4}
 """The hub's stories, and how many versions it makes alone before the agents begin."""
-_TEST, _OWN = 30, 300
+_TEST, _OWN = 60, 300
 _STORIES = DATA / "tinystories_sample" / "tinystories_sample.txt"
 _TASK = Task(
     kind="causal-lm",
@@ -93,14 +96,14 @@ class Stage:
         def shard(chosen: Sequence[str]) -> Shard:
             return text_shard(chosen, tokenizer, _TASK.training.max_length)
 
-        self._test = shard(stories[:_TEST])
-        few, most = sorted(WARM_UP)
-        public = stories[_TEST : _TEST + few] + stories[few - most :]
-        self.public = {count: shard(public[:count]) for count in WARM_UP}
-        # Every seed deals other stories to the agents.
-        start = _TEST + few + seed * _OWN
+        # Every seed deals other stories, to measure on, too.
+        order = np.random.default_rng(derive(seed, "stories")).permutation(len(stories))
+        dealt = [stories[place] for place in order]
+        self._test = shard(dealt[:_TEST])
+        self.public = {count: shard(dealt[_TEST : _TEST + count]) for count in WARM_UP}
+        start = _TEST + max(WARM_UP)
         starts = range(start, start + AGENTS * _OWN, _OWN)
-        self.own = [shard(stories[each : each + _OWN]) for each in starts]
+        self.own = [shard(dealt[each : each + _OWN]) for each in starts]
 
     def trainer(self, start: Tensors, shard: Shard, seed: int, rate: float = 1.0) -> Trainer:
         """Give a trainer that begins at `start`, with steps of so many times the task's size."""
@@ -262,7 +265,7 @@ def main() -> int:
     arguments = parser(__doc__).parse_args()
     cells = [
         cell
-        for seed in range(1 if arguments.quick else SEEDS)
+        for seed in (SEEDS[:1] if arguments.quick else SEEDS)
         for cell in (
             Cell("federated only", 0, seed),
             *(Cell(arm, stories, seed) for stories in WARM_UP for arm in WITH_PUBLIC),
