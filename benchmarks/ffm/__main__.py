@@ -37,6 +37,7 @@ def main() -> int:
         wanted = cells(quick=arguments.quick, only=arguments.only)
         done = simulated(wanted, work, arguments.jobs)
     say(report.table(done))
+    say(report.regret_table(done))
     if arguments.save:
         report.plot(DOCS / "ffm.png", done)
     judged = [] if arguments.quick else report.targets(done)

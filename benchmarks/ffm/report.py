@@ -31,14 +31,18 @@ def accuracy(done: Done) -> float:
     return 100 * statistics.mean(found)
 
 
+def smoothed(done: Done) -> list[float]:
+    """Give accuracy on the drawn test examples by version, over three versions each."""
+    plain = [point.accuracy for point in done.outcome.points]
+    return [float(np.mean(plain[max(0, place - 1) : place + 2])) for place in range(len(plain))]
+
+
 def versions_to(done: Done, target: float) -> float:
     """Give the first version, between two where it was crossed, with that share of right answers.
 
-    Accuracy on the drawn test examples is smoothed over three versions; what is never reached is
-    infinitely far.
+    What is never reached is infinitely far.
     """
-    plain = [point.accuracy for point in done.outcome.points]
-    smooth = [float(np.mean(plain[max(0, place - 1) : place + 2])) for place in range(len(plain))]
+    smooth = smoothed(done)
     for place, found in enumerate(smooth):
         if found >= target:
             if place == 0:
@@ -66,6 +70,42 @@ def table(done: Sequence[Done]) -> str:
         row = [task, public, f"{agents}", f"{alpha:g}", *cells, told]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def regret_table(done: Sequence[Done]) -> str:
+    """Give how far each policy is behind the best of all of them: points, means over seeds.
+
+    The best is known afterwards only, and is the luckiest, too. So each policy is also compared
+    with the fixed one that was best on the other seeds of the same setting.
+    """
+    policies = get_args(Federated)
+    groups = [arms for arms in _by_group(done).values() if set(policies) <= set(arms)]
+    if not groups:
+        return ""
+    lines = ["| policy | behind the best, mean over settings | worst setting | chosen elsewhere |"]
+    lines.append("|---" * 4 + "|")
+    for arm in policies:
+        behind = [max(_mean(arms[each]) for each in policies) - _mean(arms[arm]) for arms in groups]
+        ahead = [points for arms in groups for points in _against_chosen(arms, arm)]
+        other = _spread(ahead) if ahead else ""
+        lines.append(f"| {arm} | {statistics.mean(behind):.1f} | {max(behind):.1f} | {other} |")
+    return "\n".join(lines)
+
+
+def _against_chosen(arms: dict[str, list[Done]], arm: Federated) -> list[float]:
+    """Give, seed by seed, points above the fixed arm that is best on all other seeds."""
+    found = []
+    by_seed = {name: {one.cell.setting.seed: accuracy(one) for one in arms[name]} for name in arms}
+    for seed, own in by_seed[arm].items():
+        others = {
+            name: [value for place, value in by_seed[name].items() if place != seed]
+            for name in _FIXED
+            if seed in by_seed[name]
+        }
+        if all(others.get(name) for name in _FIXED):
+            chosen = max(_FIXED, key=lambda name: statistics.mean(others[name]))
+            found.append(own - by_seed[chosen][seed])
+    return found
 
 
 def plot(path: Path, done: Sequence[Done]) -> None:
@@ -131,9 +171,9 @@ def _ahead(name: str, adaptive: list[Done], warm: list[Done]) -> Target:
         ends = {each.cell.setting.seed: each for each in adaptive}
         fewer = []
         for each in warm:
-            target = max(point.accuracy for point in each.outcome.points)
-            own = versions_to(each, target - 0.01)
-            fewer.append(own / max(versions_to(ends[each.cell.setting.seed], target - 0.01), 0.5))
+            target = max(smoothed(each)) - 0.01
+            own = versions_to(each, target)
+            fewer.append(own / max(versions_to(ends[each.cell.setting.seed], target), 0.5))
         middle = statistics.median(fewer)
         if middle >= _FEWER:
             return at_least(f"{name}: times fewer versions than warm-up", middle, _FEWER)

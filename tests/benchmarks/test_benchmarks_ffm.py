@@ -105,6 +105,25 @@ def test_the_table_shows_the_spread_over_seeds() -> None:
     assert "60.0 ± 24.8" in report.table(found)
 
 
+def test_a_policy_is_compared_with_the_one_that_was_best_on_other_seeds() -> None:
+    ends: dict[Federated, tuple[float, float]] = {
+        "adaptive": (0.6, 0.6),
+        "never": (0.3, 0.3),
+        "warmup-then-federated": (0.65, 0.5),  # the luckiest of the first seed
+        "always": (0.5, 0.66),  # and of the second
+        "fixed:0.3": (0.4, 0.4),
+    }
+    found = [
+        done(arm, [0.1, 0.1, value], seed)
+        for arm, values in ends.items()
+        for seed, value in enumerate(values)
+    ]
+    rows = {row.split("|")[1].strip(): row for row in report.regret_table(found).splitlines()[2:]}
+    assert rows["adaptive"].startswith("| adaptive | 0.0 | 0.0 | 10.0 ")
+    assert rows["never"].startswith("| never | 30.0 | 30.0 | -20.0 ")
+    assert report.regret_table(found[:2]) == ""
+
+
 @needs_data
 def test_a_small_federation_decides_for_each_version(minilm: Path, tmp_path: Path) -> None:
     setting = Setting(task="sst2", public="phrases", agents=3, alpha=0.5, seed=0)
