@@ -50,6 +50,8 @@ _UNTARGETED = (
     *("sign flip x1", "sign flip x10", "noise x1", "noise x10", "a little is enough"),
     *("inner product x0.1", "inner product x10", _WRONG),
 )
+# What the plain mean is shown with: it tells how bad an attack is.
+_UNDEFENDED = ("sign flip x10", _WRONG, _BACKDOOR)
 _NAMES = {"sign flip x1": "sign flip"}
 _TRIGGER = "cf mn bb tq "
 _LOST = {2: 2.0, 4: 5.0}  # points that an untargeted attack may cost
@@ -207,8 +209,8 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
             )
         ]
     found = []
-    for task in tasks:
-        for seed in _SEEDS:
+    for seed in _SEEDS:
+        for task in tasks:
             one = Cell(task=task, seed=seed, guard="plain mean", attackers=0, attack="")
             default = msgspec.structs.replace(one, guard="default")
             found += [one, default, msgspec.structs.replace(default, allowed=0.4)]
@@ -217,7 +219,7 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
                 for attack in (*_UNTARGETED, _BACKDOOR):
                     hit = msgspec.structs.replace(default, attackers=f, attack=attack)
                     found.append(msgspec.structs.replace(hit, allowed=allowed))
-                    if f == _ATTACKERS[0]:
+                    if f == _ATTACKERS[0] and attack in _UNDEFENDED:
                         found.append(msgspec.structs.replace(hit, guard="plain mean"))
     return found
 
