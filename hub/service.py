@@ -1,15 +1,13 @@
-"""The hub: one loop that opens a version, collects updates, closes it and publishes the next.
+"""The hub: one loop that hears what comes, hands it to whom it concerns, and gives each its turn.
 
 Updates are checked in full when they arrive and kept compressed on disk until the version closes.
-What has been acknowledged is in the ledger first, so a hub that is killed carries on in the
-version it was in.
+What has been acknowledged is in the ledger first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from federation.messages import (
     Done,
     Get,
     HubState,
-    HubStatus,
     Offer,
     Receipt,
     Reject,
@@ -37,7 +34,6 @@ from federation.transfer.download import serve
 from federation.transfer.receive import UploadReceiver
 from ffm_common.errors import (
     BrokerLimit,
-    FfmError,
     LedgerBroken,
     MessageInvalid,
     WireError,
@@ -45,40 +41,30 @@ from ffm_common.errors import (
 from ffm_common.files import make_folder
 from ffm_common.health import Health
 from ffm_common.lock import FolderLock
-from hub.announcing import ANNOUNCE_S, Announcer
+from hub.announcing import Announcer
 from hub.broker import Broker
 from hub.config import Located
+from hub.coordinator import Coordinator
 from hub.intake import Intake
-from hub.making.maker import Made, Maker
+from hub.making.maker import Maker
 from hub.making.public_files import PublicFiles
-from hub.meter import Meter
 from hub.presence import GONE, Presence
 from hub.release.shelf import Shelf
-from hub.rounds import Round
 from hub.selection import Selection
-from hub.switching.idle import Quiet
-from hub.switching.policy import policy_of
 from hub.task import task_of
-from hub.telling import outcome, tell
 from hub.trouble import Trouble
 from hub.trust.conduct import Conduct
 from hub.trust.reception import Reception
 from hub.trust.trusting import BROKER, Trusting
-from hub.versions import devices
-from hub.versions.ledger import Ledger, VersionRow, VoteRow
-from hub.versions.record import decode, encode
+from hub.versions.ledger import Ledger, VoteRow
 from hub.versions.registry import Registry
 from learning import engines
-from learning.trainer import Measure
 from profiles import profile as profiles
 
 log = logging.getLogger("ffm.hub")
 
 _TICK_S = 0.2
-_FAREWELL_S = 20.0
-_REUNION_S = 45.0
 _INSPECT_S = 600.0
-_ASK_S = 1.0
 _PATIENCE_S = 60.0
 _MAX_UPDATE_BYTES = 1 << 30
 
@@ -112,7 +98,6 @@ class Hub:
             text=public.text,
             label=public.label,
         )
-        self._policy = policy_of(public.policy)
         self._folder = make_folder(located.folder)
         with contextlib.ExitStack() as undo:
             self._lock = FolderLock(self._folder)
@@ -146,7 +131,7 @@ class Hub:
         self._session: Session
         self._announcer: Announcer
         self._receiver: UploadReceiver
-        self._meter: Meter
+        self._coordinator: Coordinator
         self._trouble = Trouble()
         self._registry = Registry(
             self._folder / "versions",
@@ -177,16 +162,9 @@ class Hub:
             ledger=self._ledger,
             public=self._public,
         )
-        self._round = Round(self._config.versions, (), ())
         self._selection = Selection(self._ledger, self._config.versions, self._task)
-        self._stand_in_at = float("-inf")
-        self._quiet = Quiet(time.monotonic())
-        self._ask_at = float("-inf")
         self._reception = Reception(located, self._trusting)
         self._presence = Presence(self._ledger, signed=self._trusting.enrolled)
-        self._unopened: VersionRow | None = None
-        self._finished_at: float | None = None
-        self._farewell: list[str] = []
         self._stopping = False
 
     def stop(self) -> None:
@@ -209,19 +187,19 @@ class Hub:
             self._reception.open(self._broker)
             self._connect()
             stack.callback(self._leave)
-            self._resume()
-            while not self._stopping and not self._farewell_over():
+            self._coordinator.resume()
+            while not (self._stopping or self._coordinator.over):
                 self._listen()
                 now = time.monotonic()
                 for turn in (
                     self._tend_broker,
                     lambda now=now: self._shut_out(now),
                     lambda now=now: self._receiver.tick(now),
-                    lambda now=now: self._take_made(now),
-                    self._open_next,
-                    lambda now=now: self._close_version(now),
-                    lambda now=now: self._stand_in(now),
-                    lambda now=now: self._measure(now),
+                    lambda now=now: self._coordinator.take_made(now),
+                    self._coordinator.open_next,
+                    lambda now=now: self._coordinator.close_version(now),
+                    lambda now=now: self._coordinator.stand_in(now),
+                    lambda now=now: self._coordinator.measure(now),
                     lambda now=now: self._inspect(now),
                     lambda now=now: self._public.look(now),
                     lambda now=now: self._shelf.look(now, self._session),
@@ -293,59 +271,26 @@ class Hub:
             max_bytes=_MAX_UPDATE_BYTES,
             max_in_flight=self._config.network.in_flight_mb << 20,
         )
+        self._coordinator = Coordinator(
+            self._config,
+            registry=self._registry,
+            ledger=self._ledger,
+            session=self._session,
+            announcer=self._announcer,
+            intake=self._intake,
+            receiver=self._receiver,
+            maker=self._maker,
+            public=self._public,
+            selection=self._selection,
+            presence=self._presence,
+            conduct=self._conduct,
+        )
 
     def _leave(self) -> None:
         """End what the loop has started."""
         self._maker.close()
         self._announcer.take_leave()
         self._session.close()
-
-    def _resume(self) -> None:
-        """Carry on from the last version in the ledger, or have the first one made."""
-        current = self._registry.current
-        if current is None:
-            log.info("no version yet: making version 0")
-            self._meter = Meter(self._ledger, self._session, 0)
-            return
-        log.info("carrying on from version %d", current.version)
-        # Agents were cut off, too: their longest pause between two attempts may have just begun.
-        self._open_version(current, patience=_REUNION_S)
-
-    def _open_version(self, row: VersionRow, *, patience: float = 0.0) -> None:
-        """Publish a version and collect the updates made from it.
-
-        Agents that are not there count as lost `patience` seconds from now.
-        """
-        counted = self._ledger.updates(row.version)
-        self._meter = Meter(self._ledger, self._session, row.version + 1)
-        self._selection.begin(row.version, self._presence.here)
-        self._round = Round(
-            self._config.versions,
-            self._ledger.agents(),
-            [update.agent for update in counted if update.fault is None],
-            open_s=self._meter.open_before_s,
-            asked=self._selection.chosen,
-        )
-        now = time.monotonic()
-        self._quiet = Quiet(now + patience)
-        for agent in self._ledger.agents():
-            self._expect(agent, now, patience)
-        last = self._config.versions.count
-        finished = bool(last) and row.version >= last
-        if finished:
-            self._finished_at = now
-            # Right after a restart nobody is there yet: then all who ever were are waited for.
-            self._farewell = sorted(self._presence.here) or self._ledger.agents()
-        self._intake.open = not finished and self._closing(row.version) is None
-        self._receiver.review()
-        self._set("finished" if finished else "open", row.version, outcome(decode(row.record)))
-        self._publish_manifest()
-
-    def _open_next(self) -> None:
-        """Open the version that was committed last; where the disk hinders that, later."""
-        if self._unopened is not None:
-            self._open_version(self._unopened)
-            self._unopened = None
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -355,7 +300,7 @@ class Hub:
                 if limit is not None and limit < PACKET_BYTES:
                     log.error("%s", BrokerLimit(f"the broker takes {limit} bytes a packet").line())
                 self._announcer.repeat()
-                self._publish_manifest()
+                self._coordinator.announce()
                 self._shelf.repeat()
             case Disconnected(reason=reason):
                 log.warning("lost the broker (%s); reconnecting", reason)
@@ -368,31 +313,11 @@ class Hub:
             case _:
                 pass
 
-    def _tend_broker(self) -> None:
-        self._broker.tend(time.monotonic(), in_touch=self._session.connected)
-
-    def _shut_out(self, now: float) -> None:
-        """See to it that nobody waits for who was revoked, or is in quarantine."""
-        session = self._session
-        out = self._conduct.look(now, session.publish)
-        for agent in out:
-            self._presence.miss(agent)
-        if self._warden is not None:
-            held, here = self._conduct.held(), session.connected
-            revoked = self._warden.look(now, session.clear, in_touch=here, held=held)
-            for agent in revoked:
-                self._presence.forget(agent)
-            out += revoked
-        for agent in out:
-            self._receiver.release(agent)
-            if self._round.knows(agent):
-                self._expect(agent, now)
-
     def _on_message(self, topic: str, payload: bytes) -> None:
         route = self._topics.parse(topic)
         if isinstance(route, MessageRoute):
             # Who speaks is there, even where a late last will of a dead link said otherwise.
-            self._round.arrive(route.agent, time.monotonic())
+            self._coordinator.arrive(route.agent)
         match route:
             case StateRoute(agent=agent):
                 self._on_state(agent, messages.decode(payload, AgentState))
@@ -416,7 +341,7 @@ class Hub:
                 if wasted := self._receiver.on_chunk(agent, digest, index, payload):
                     self._conduct.wasted(agent, wasted)
                 else:
-                    self._round.arrive(agent, time.monotonic())
+                    self._coordinator.arrive(agent)
             case HubRoute(kind="state"):
                 if messages.decode(payload, HubState).status in GONE:
                     self._announcer.repeat()  # the last will of a link that is no more
@@ -428,7 +353,7 @@ class Hub:
             return
         if agent not in self._presence.here:
             self._receiver.release(agent)
-        self._expect(agent, time.monotonic())
+        self._coordinator.expect(agent, time.monotonic())
 
     def _on_vote(self, agent: str, vote: Vote) -> None:
         """Note what a device says of a version; the ledger holds one vote for each of both."""
@@ -438,163 +363,39 @@ class Hub:
         said = msgspec.structs.asdict(vote)
         self._ledger.add_vote(VoteRow(agent=agent, received=time.time(), **said))
 
-    def _expect(self, agent: str, now: float, patience: float = 0.0) -> None:
-        """Tell the round whether an agent may still deliver; one that failed or pauses may not."""
-        if self._presence.able(agent):
-            self._round.arrive(agent, now)
-        else:
-            self._round.vanish(agent, now + (0 if self._conduct.holds(agent) else patience))
-
-    # -- versions -------------------------------------------------------------------------------
-
     def _accept(self, agent: str, offer: Offer, path: Path) -> Receipt:
         """Take a whole update in; the round hears of those that count for the open version."""
-        receipt, state = self._intake.accept(agent, offer, path), self._announcer.state
-        if isinstance(receipt, Done) and self._ledger.speaks(agent, state.version):
-            self._round.deliver(agent)
-            self._set(state.status, state.version, state.detail)
+        receipt = self._intake.accept(agent, offer, path)
+        if isinstance(receipt, Done):
+            self._coordinator.deliver(agent)
         if isinstance(receipt, Reject):
             self._conduct.bad_update(agent, receipt.code)
         return receipt
 
-    def _stand_in(self, now: float) -> None:
-        """Ask others to train where those that are asked do not come, or are too few."""
-        if now < self._stand_in_at or self._announcer.state.status != "open":
-            return
-        self._stand_in_at = now + ANNOUNCE_S  # one manifest for many that arrive
-        missing = self._round.missing(now)
-        if self._selection.stand_in(self._presence.here, missing, self._round.open_s(now)):
-            self._round.ask(self._selection.chosen or ())
-            self._publish_manifest()
+    # -- turns of the loop ----------------------------------------------------------------------
 
-    def _closing(self, version: int) -> str | None:
-        """Give why a version has closed; written down first, so that a restart closes it alike."""
-        return self._ledger.pinned(f"closed/{version}")
+    def _tend_broker(self) -> None:
+        self._broker.tend(time.monotonic(), in_touch=self._session.connected)
 
-    def _close_version(self, now: float) -> None:
-        """Have the next version made when the current one is due, or the very first."""
-        row = self._registry.current
-        if self._unopened is not None or not self._maker.ready(now):
-            return
-        if row is None:
-            self._maker.make((), now)
-            return
-        finished, due = self._finished_at is not None, None
-        reason = None if finished else self._closing(row.version)
-        if reason is None:
-            if not finished:
-                due = self._round.reason_to_close(now) or self._reason_to_go_alone(now)
-            reason = self._maker.rollbacks.reason(row, due, now)
-        if reason is None:
-            return
-        self._ledger.pin(f"closed/{row.version}", reason)
-        self._intake.open = False
-        self._receiver.review()
-        self._set("closing", row.version, detail=reason)
-        counted = self._intake.counted(row.version)
-        if self._maker.trouble:  # the last attempt may have failed for what has been spoiled here
-            self._mend()
-        if self._maker.make(counted, now):
-            log.info("version %d closes with %d updates (%s)", row.version, len(counted), reason)
-            said = devices.describe(devices.summary(self._ledger.votes(row.version)))
-            log.info("version %d on devices' own data: %s", row.version, said)
-
-    def _reason_to_go_alone(self, now: float) -> str | None:
-        """Say why the hub makes the next version of public data alone; None while it waits."""
-        at_work = any(map(self._presence.able, self._presence.here))
-        self._quiet.look(now, at_work=at_work)
-        if at_work or self._policy.kind != "adaptive" or now < self._ask_at:
-            return None
-        self._ask_at = now + _ASK_S
-        record, _ = self._maker.past()
-        return self._quiet.reason_to_go_alone(
-            now,
-            self._policy,
-            record.state,
-            [file.new for file in self._public.files(record.files)],
-            taken_back=record.decision is None,
-            counted=self._round.delivered,
-            deadline_s=self._config.versions.deadline_s,
-            grace_s=self._config.versions.grace_s,
-        )
-
-    def _take_made(self, now: float) -> None:
-        """Commit a version that is ready, and open it; one that cannot be kept is made again."""
-        made = self._maker.poll(now)
-        if made is None:
-            return
-        try:
-            row = self._commit(made)
-        except FfmError as error:
-            self._maker.fail(error, now)
-            return
-        self._maker.clear()
-        self._unopened = row
-
-    def _commit(self, made: Made) -> VersionRow:
-        version, spent, result = self._registry.next, self._meter.spent(), made.result
-        measure: Measure | VersionRow | None = result.measure
-        if result.restored is not None:  # the same content was measured then
-            measure = self._ledger.version(result.restored)
-        row = VersionRow(
-            version=version,
-            blob=self._registry.keep_blob(made.blob),
-            size=len(made.blob),
-            kind=result.kind,
-            error=result.error,
-            accuracy=math.nan if measure is None else measure.accuracy,
-            loss=math.nan if measure is None else measure.loss,
-            updates=result.updates,
-            closed_because=self._closing(version - 1) or "start",
-            tail=result.tail,
-            uplink_bytes=spent.uplink_bytes,
-            downlink_bytes=spent.downlink_bytes,
-            seconds=spent.seconds,
-            created=time.time(),
-            content=result.content,
-            carried=result.carried,
-            record=encode(result.record),
-        )
-        self._registry.commit(row, made.adapter, made.carried, result.left_out)
-        tell(row, result)
-        return row
-
-    def _measure(self, now: float) -> None:
-        """Write down now and then what the version in the making has cost."""
-        self._meter.tick(now, min(self._round.open_s(now), self._config.versions.deadline_s))
+    def _shut_out(self, now: float) -> None:
+        """See to it that nobody waits for who was revoked, or is in quarantine."""
+        session = self._session
+        out = self._conduct.look(now, session.publish)
+        for agent in out:
+            self._presence.miss(agent)
+        if self._warden is not None:
+            held, here = self._conduct.held(), session.connected
+            revoked = self._warden.look(now, session.clear, in_touch=here, held=held)
+            for agent in revoked:
+                self._presence.forget(agent)
+            out += revoked
+        for agent in out:
+            self._receiver.release(agent)
+            self._coordinator.shut_out(agent, now)
 
     def _inspect(self, now: float) -> None:
         """Now and then, look whether what agents fetch is still whole on the disk."""
         if now < self._inspect_at:
             return
         self._inspect_at = now + _INSPECT_S
-        self._mend()
-
-    def _mend(self) -> None:
-        """Make good what has been spoiled of the current version, and say where it is now."""
-        if self._registry.mend():
-            self._publish_manifest()
-
-    # -- what others see ------------------------------------------------------------------------
-
-    def _publish_manifest(self) -> None:
-        self._announcer.manifest(open=self._finished_at is None)
-
-    def _set(self, status: HubStatus, version: int, detail: str = "") -> None:
-        self._announcer.set(
-            status=status,
-            version=version,
-            updates=self._round.delivered,
-            expected=self._round.expected,
-            detail=detail,
-        )
-
-    def _farewell_over(self) -> bool:
-        """Tell whether the last version is where it should be and the hub may end."""
-        stays = self._maker.busy or not self._config.versions.exit_when_done
-        if self._finished_at is None or stays:
-            return False
-        last = self._announcer.state.version
-        here = self._presence.here
-        everyone = all(agent in here and here[agent].version >= last for agent in self._farewell)
-        return everyone or time.monotonic() - self._finished_at > _FAREWELL_S
+        self._coordinator.mend()

@@ -314,7 +314,7 @@ class _HubLife:
         )
         self.blob = row.blob
         hub._registry.commit(row, folder / "adapter", folder / "carried")
-        hub._open_version(row)
+        hub._coordinator.open(row)
 
 
 def agent(work: Path) -> Subject:
