@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Final
 
@@ -11,6 +12,8 @@ import psutil
 from federation import messages
 from federation.connection.session import Session
 from federation.messages import AgentState, AgentStatus
+
+log = logging.getLogger("ffm.agent")
 
 _ANNOUNCE_S: Final = 10.0
 _LASTS_S: Final = 1.0
@@ -41,6 +44,11 @@ class Announcer:
         self.state = msgspec.structs.replace(before, status=status, **changes)
         if not _alike(before, self.state):
             self._changed_at = time.monotonic()
+
+    def give_up(self, why: str) -> None:
+        """Tell the person at the log and those at the broker what does not go on."""
+        log.error("%s", why)
+        self.set("failed", detail=why)
 
     def repeat(self) -> None:
         """Have the state said again, though it has not changed."""

@@ -221,7 +221,7 @@ class Arena:
             "files": sorted(path.name for path in (self.town.state / "blobs").iterdir()),
             "here": self.statuses(),
             "outboxes": {name: self.pending(name) for name in self.agents},
-            "manifests": {name: one.it._manifest for name, one in self.agents.items()},
+            "manifests": {name: one.it._tending.manifest for name, one in self.agents.items()},
             "journals": {name: one.it._journal.entry for name, one in self.agents.items()},
         }
 

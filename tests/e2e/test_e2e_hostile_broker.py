@@ -251,9 +251,11 @@ def test_a_restarted_agent_remembers_which_manifest_was_the_newest(hostile: Aren
     hostile.restart(ANN)
     refusals = hostile.agents[ANN].it._refusals
     hostile.until(lambda: refusals.counts[HUB, STALE], "the older one is refused")
-    assert hostile.agents[ANN].it._manifest is None
+    assert hostile.agents[ANN].it._tending.manifest is None
     genuine_manifests(hostile)
-    hostile.until(lambda: hostile.agents[ANN].it._manifest is not None, "the newest is taken")
+    hostile.until(
+        lambda: hostile.agents[ANN].it._tending.manifest is not None, "the newest is taken"
+    )
     hostile.until(lambda: hostile.statuses()[ANN] == "idle", "Ann has nothing else to do")
 
 
