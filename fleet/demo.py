@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import socket
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ffm_common.errors import FleetStalled, PortBusy
+from ffm_common.errors import FleetStalled, PortBusy, StorageError
 from ffm_common.seeds import derive
 from ffm_common.task import Adapter, AdapterKind, Task, Training
 from fleet import report as reports
@@ -303,7 +302,7 @@ class _Fleet:
     def _versions(self) -> list[VersionRow]:
         try:
             return read_versions(self._layout.ledger)
-        except sqlite3.Error:
+        except StorageError:
             return []  # not there yet
 
 

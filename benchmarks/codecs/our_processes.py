@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 from benchmarks.codecs.socket_rows import Seen, SocketRow, wait_for, watch
 from benchmarks.relay import Relay, free_port
 from benchmarks.simulation import Arena, Federation, base_folder, deal_files, task_of
+from ffm_common.errors import StorageError
 from ffm_common.task import Task
 from fleet.layout import Layout, Member
 from fleet.processes import Child
@@ -82,7 +82,7 @@ def ours(work: Path, asked: Federation) -> Iterator[SocketRow]:
 
         def look() -> list[Seen]:
             seen, payload = [], 0
-            with contextlib.suppress(sqlite3.Error):  # not there yet
+            with contextlib.suppress(StorageError):  # not there yet
                 for row in read_versions(layout.ledger):
                     seen.append(Seen(row.version, row.accuracy, payload * asked.agents))
                     # Fetched, and answered with an update, before the next version is there.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from benchmarks.crowd.light import Job, Report
 from benchmarks.relay import free_port
 from benchmarks.result import at_least, at_most, finish, parser
 from benchmarks.simulation import base_folder
+from ffm_common.errors import StorageError
 from ffm_common.files import make_folder
 from ffm_common.tied import tied
 from fleet.layout import to_toml
@@ -181,7 +181,7 @@ def _write(folder: Path, base_at: Path, agents: int) -> Path:
 def _wait_for_version(folder: Path, hub: Child) -> None:
     until = time.monotonic() + _PATIENCE_S
     while True:
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(StorageError):
             if read_versions(folder / "state" / "ledger.db"):
                 return
         if time.monotonic() > until or hub.ended():

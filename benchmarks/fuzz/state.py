@@ -420,7 +420,7 @@ def outbox(work: Path) -> Subject:
         offer = Offer(digest=sha256_bytes(blob), size=100, version=number, examples=4)
         made.add(offer, blob)
     made.settle(offer.digest, Done(digest=offer.digest, version=1))
-    seed = _closed(made._sql, folder / "outbox.sqlite")
+    seed = _closed(made._db, folder / "outbox.sqlite")
 
     def parse(data: bytes) -> object:
         with contextlib.closing(fresh(data)) as found:

@@ -1,6 +1,6 @@
 """What an agent still owes the hub: durable before it is announced, forgotten on a receipt only.
 
-A SQLite journal (WAL, every commit flushed) and one file per update. The file is written first
+A database, which is its journal, and one file per update. The file is written first
 and deleted last, so a process killed at any point leaves at worst a file that no row names; it is
 swept up at the next start.
 """
@@ -8,10 +8,7 @@ swept up at the next start.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,13 +16,14 @@ import msgspec
 
 from federation.messages import Done, Message, Offer, Receipt, Reject, decode, encode
 from federation.transfer.blobs import BlobStore
-from ffm_common.errors import BlobCorrupt, LedgerBroken, MessageInvalid, PathUnwritable
+from ffm_common.database import Database
+from ffm_common.errors import BlobCorrupt, LedgerBroken, MessageInvalid
 from ffm_common.files import make_folder, sha256_bytes
 
 _LOG = logging.getLogger(__name__)
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS outbox (
+CREATE TABLE outbox (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     digest TEXT NOT NULL UNIQUE,
     offer BLOB NOT NULL,
@@ -66,17 +64,15 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self._path = make_folder(folder) / "outbox.sqlite"
         self._blobs = BlobStore(folder / "blobs")
-        with self._journal():
-            self._sql = sqlite3.connect(self._path, isolation_level=None)
-            try:
-                self._sql.execute("PRAGMA journal_mode=WAL")
-                self._sql.execute("PRAGMA synchronous=FULL")
-                self._sql.execute(_SCHEMA)
-                rows = self._rows("SELECT offer FROM outbox WHERE receipt IS NULL ORDER BY number")
-                offers = [self._read(row[0], Offer) for row in rows]
-            except BaseException:
-                self._sql.close()
-                raise
+        self._db = Database(self._path, _SCHEMA)
+        try:
+            rows = self._db.execute(
+                "SELECT offer FROM outbox WHERE receipt IS NULL ORDER BY number"
+            )
+            offers = [self._read(row[0], Offer) for row in rows]
+        except BaseException:
+            self._db.close()
+            raise
         self._pending = {offer.digest: offer for offer in offers}
         for digest in list(self._blobs.digests()):
             if digest not in self._pending:
@@ -102,12 +98,11 @@ class Outbox:
         if offer.size != len(blob) or offer.digest != sha256_bytes(blob):
             raise BlobCorrupt(f"the offer names {offer.digest}, the update is another")
         self._blobs.put(blob)
-        with self._journal():
-            self._sql.execute(
-                "INSERT INTO outbox (digest, offer) VALUES (?1, ?2) ON CONFLICT (digest) DO UPDATE"
-                " SET offer = ?2, receipt = NULL, counted = NULL, settled_at = NULL",
-                (offer.digest, encode(offer)),
-            )
+        self._db.execute(
+            "INSERT INTO outbox (digest, offer) VALUES (?1, ?2) ON CONFLICT (digest) DO UPDATE"
+            " SET offer = ?2, receipt = NULL, counted = NULL, settled_at = NULL",
+            (offer.digest, encode(offer)),
+        )
         self._pending[offer.digest] = offer
 
     def pending(self) -> list[Offer]:
@@ -128,13 +123,12 @@ class Outbox:
         if offer is None:
             return None
         # One transaction, so that a card is flushed once.
-        with self._journal(), self._sql:
-            self._sql.execute("BEGIN")
-            self._sql.execute(
+        with self._db.transaction():
+            self._db.execute(
                 "UPDATE outbox SET receipt = ?, counted = ?, settled_at = ? WHERE digest = ?",
                 (encode(receipt), isinstance(receipt, Done), time.time(), digest),
             )
-            self._sql.execute(
+            self._db.execute(
                 "DELETE FROM outbox WHERE receipt IS NOT NULL AND number NOT IN"
                 " (SELECT number FROM outbox ORDER BY number DESC LIMIT ?)",
                 (_HISTORY,),
@@ -145,11 +139,10 @@ class Outbox:
 
     def history(self) -> list[Settled]:
         """List the last answers, at most 100, oldest first."""
-        with self._journal():
-            rows = self._rows(
-                "SELECT offer, receipt, counted, settled_at FROM outbox"
-                " WHERE receipt IS NOT NULL ORDER BY number"
-            )
+        rows = self._db.execute(
+            "SELECT offer, receipt, counted, settled_at FROM outbox"
+            " WHERE receipt IS NOT NULL ORDER BY number"
+        )
         return [
             Settled(
                 self._read(offer, Offer),
@@ -161,7 +154,7 @@ class Outbox:
 
     def close(self) -> None:
         """Close the journal."""
-        self._sql.close()
+        self._db.close()
 
     def _read(self, cell: object, kind: type[T]) -> T:
         """Read a message; a damaged page may hold anything in its place."""
@@ -172,17 +165,3 @@ class Outbox:
         except MessageInvalid as error:
             why = error.message
         raise LedgerBroken(f"{self._path}: {why} in place of a message")
-
-    def _rows(self, query: str) -> list[tuple[bytes, bytes, int, float]]:
-        with closing(self._sql.execute(query)) as cursor:
-            return cursor.fetchall()
-
-    @contextmanager
-    def _journal(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours: the disk is at fault, or the file is."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise PathUnwritable(f"cannot write {self._path}: {error}") from error
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise LedgerBroken(f"{self._path}: {error}") from error

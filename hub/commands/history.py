@@ -119,7 +119,7 @@ def reading(located: Located) -> Iterator[Ledger]:
         raise VersionUnknown(
             f"there is no version yet: nothing is at {path}", remedy="start the hub first"
         )
-    with contextlib.closing(Ledger(path, read_only=True)) as ledger:
+    with contextlib.closing(Ledger(path, mode="ro")) as ledger:
         yield ledger
 
 

@@ -1,4 +1,4 @@
-"""Who is a member: keys, certificates, invitations, who was revoked and why. SQLite in WAL mode.
+"""Who is a member: keys, certificates, invitations, who was revoked and why.
 
 The running hub and `ffm hub` commands in other processes use the file at once, so every change is
 one transaction, and `state` tells others that there was one. An id has one key, a key has one id;
@@ -8,12 +8,10 @@ who reads the file lets nobody in.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,30 +19,27 @@ import msgspec
 
 from federation.topics import check_name
 from federation.trust.membership import Credentials
-from ffm_common.errors import LedgerBroken, PathUnwritable, SenderUnknown, TokenRefused
+from ffm_common.database import Database
+from ffm_common.errors import LedgerBroken, SenderUnknown, TokenRefused
 from hub.trust.authority import Certified
 
 _FORMAT: Final = 1
-_BUSY_S: Final = 10.0
 _SCHEMA: Final = """
-BEGIN IMMEDIATE;
-PRAGMA user_version = 1;
-CREATE TABLE IF NOT EXISTS state (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL)
+CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL)
     STRICT;
-INSERT OR IGNORE INTO state VALUES (1, 0);
-CREATE TABLE IF NOT EXISTS members (
+INSERT INTO state VALUES (1, 0);
+CREATE TABLE members (
     public BLOB PRIMARY KEY, agent TEXT NOT NULL, since REAL NOT NULL,
     certificate TEXT NOT NULL, begins INTEGER NOT NULL, ends INTEGER NOT NULL,
     renewed REAL, revoked REAL, why TEXT
 ) STRICT, WITHOUT ROWID;
-CREATE UNIQUE INDEX IF NOT EXISTS one_key_each ON members (agent) WHERE revoked IS NULL;
-CREATE TABLE IF NOT EXISTS serials (
+CREATE UNIQUE INDEX one_key_each ON members (agent) WHERE revoked IS NULL;
+CREATE TABLE serials (
     serial TEXT PRIMARY KEY, public BLOB NOT NULL REFERENCES members
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS invitations (
+CREATE TABLE invitations (
     digest BLOB PRIMARY KEY, agent TEXT, ends REAL NOT NULL, used_by BLOB
 ) STRICT, WITHOUT ROWID;
-COMMIT;
 """
 
 
@@ -85,43 +80,29 @@ class Members:
 
     Raises
     ------
-    PathUnwritable
-        The file cannot be opened, or not written; at any later time, too.
-    LedgerBroken
-        It is no such file, or SQLite finds it corrupt; at any later time, too.
+    PathUnwritable, LedgerBroken
+        As `Database`; at any later time, too.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.RLock()
+        self._db = Database(path, _SCHEMA, schema_format=_FORMAT)
+        self._lock = threading.Lock()
         self._keys: dict[str, bytes] = {}
         self._keys_of: int | None = None
-        with self._disk():
-            self._db = sqlite3.connect(
-                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
-        try:
-            with self._disk():
-                self._set_up()
-        except BaseException:
-            self._db.close()
-            raise
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def backup(self, path: Path) -> None:
         """Write the file as it is now to `path`, whoever else is writing it."""
-        with self._disk(), contextlib.closing(sqlite3.connect(path)) as copy:
-            self._db.backup(copy)
+        self._db.backup(path)
 
     # -- who may speak --------------------------------------------------------------------------
 
     def state(self) -> int:
         """Give a number that grows with each device that is let in or revoked."""
-        return int(self._rows("SELECT n FROM state")[0][0])
+        return int(self._db.execute("SELECT n FROM state")[0][0])
 
     def key(self, agent: str) -> bytes:
         """Give the public key of a member in good standing, 32 bytes.
@@ -144,7 +125,7 @@ class Members:
 
     def member(self, agent: str) -> Member:
         """Give a member in good standing; raises as `key`."""
-        rows = self._rows(
+        rows = self._db.execute(
             "SELECT * FROM members WHERE agent = ? ORDER BY revoked IS NULL DESC, revoked DESC",
             (agent,),
         )
@@ -157,12 +138,12 @@ class Members:
 
     def all(self) -> list[Member]:
         """List all that were ever let in, by id; of one id, those that were revoked first."""
-        rows = self._rows("SELECT * FROM members ORDER BY agent, revoked IS NULL, revoked")
+        rows = self._db.execute("SELECT * FROM members ORDER BY agent, revoked IS NULL, revoked")
         return [_member(row) for row in rows]
 
     def revoked(self) -> list[Revoked]:
         """List the ids that were revoked and have no new key since."""
-        rows = self._rows(
+        rows = self._db.execute(
             "SELECT agent, why, MAX(revoked) FROM members GROUP BY agent "
             "HAVING COUNT(*) = COUNT(revoked) ORDER BY agent"
         )
@@ -170,7 +151,7 @@ class Members:
 
     def revoked_serials(self) -> list[int]:
         """List the serial numbers of all certificates that revoked keys have ever had."""
-        rows = self._rows(
+        rows = self._db.execute(
             "SELECT serial FROM serials JOIN members USING (public) "
             "WHERE revoked IS NOT NULL ORDER BY serial"
         )
@@ -188,9 +169,11 @@ class Members:
         """
         if agent is not None:
             check_name(agent)
-        with self._transaction():
-            self._rows("DELETE FROM invitations WHERE used_by IS NULL AND ends < ?", (time.time(),))
-            self._rows(
+        with self._db.transaction():
+            self._db.execute(
+                "DELETE FROM invitations WHERE used_by IS NULL AND ends < ?", (time.time(),)
+            )
+            self._db.execute(
                 "INSERT INTO invitations VALUES (?, ?, ?, NULL)", (_digest(secret), agent, ends)
             )
 
@@ -202,7 +185,9 @@ class Members:
         TokenRefused
             It does not.
         """
-        row = self._first("SELECT * FROM invitations WHERE digest = ?", (_digest(secret),))
+        row = self._db.execute(
+            "SELECT * FROM invitations WHERE digest = ?", (_digest(secret),)
+        ).first()
         if row is None:
             raise TokenRefused("the hub knows no such invitation")
         _, wanted, ends, used_by = row
@@ -216,7 +201,7 @@ class Members:
 
     def use(self, secret: bytes, public: bytes) -> None:
         """Note that a key has used up an invitation, unless another has."""
-        with self._transaction():
+        with self._db.transaction():
             self._use(secret, public)
 
     def enrol(
@@ -236,20 +221,20 @@ class Members:
         """
         check_name(agent)
         now, made = time.time(), certified.credentials
-        with self._transaction():
+        with self._db.transaction():
             if secret is None:
                 self._check_key(agent, public)
             else:
                 self.check(agent, public, secret)
                 self._use(secret, public)
-            self._rows(
+            self._db.execute(
                 "INSERT INTO members VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL) "
                 "ON CONFLICT (public) DO UPDATE SET certificate = excluded.certificate, "
                 "begins = excluded.begins, ends = excluded.ends, renewed = excluded.since",
                 (public, agent, now, made.certificate, made.begins, made.ends),
             )
             # SQLite's integers are too short for a serial number.
-            self._rows("INSERT INTO serials VALUES (?, ?)", (f"{certified.serial:x}", public))
+            self._db.execute("INSERT INTO serials VALUES (?, ?)", (f"{certified.serial:x}", public))
             self._changed()
 
     def revoke(self, agent: str, why: str) -> None:
@@ -260,12 +245,12 @@ class Members:
         SenderUnknown
             It never was a member.
         """
-        with self._transaction():
-            if not self._rows("SELECT 1 FROM members WHERE agent = ?", (agent,)):
+        with self._db.transaction():
+            if not self._db.execute("SELECT 1 FROM members WHERE agent = ?", (agent,)):
                 raise SenderUnknown(
                     f"{agent} is no member", remedy="`ffm hub agents` shows who is one"
                 )
-            self._rows(
+            self._db.execute(
                 "UPDATE members SET revoked = ?, why = ? WHERE agent = ? AND revoked IS NULL",
                 (time.time(), why, agent),
             )
@@ -275,7 +260,7 @@ class Members:
 
     def _check_key(self, agent: str, public: bytes) -> Member | None:
         """Give the member that has this key and id; refuse who has one of them only."""
-        row = self._first("SELECT * FROM members WHERE public = ?", (public,))
+        row = self._db.execute("SELECT * FROM members WHERE public = ?", (public,)).first()
         found = None if row is None else _member(row)
         if found is not None and found.revoked is not None:
             raise TokenRefused(
@@ -284,7 +269,7 @@ class Members:
             )
         if found is not None and found.agent != agent:
             raise TokenRefused(f"this device's key is that of {found.agent}")
-        if found is None and self._first(
+        if found is None and self._db.execute(
             "SELECT 1 FROM members WHERE agent = ? AND revoked IS NULL", (agent,)
         ):
             raise TokenRefused(
@@ -294,60 +279,13 @@ class Members:
         return found
 
     def _use(self, secret: bytes, public: bytes) -> None:
-        self._rows(
+        self._db.execute(
             "UPDATE invitations SET used_by = ? WHERE digest = ? AND used_by IS NULL",
             (public, _digest(secret)),
         )
 
     def _changed(self) -> None:
-        self._rows("UPDATE state SET n = n + 1")
-
-    def _set_up(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        # Who was told that a device is revoked must not find it back after a power cut.
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise LedgerBroken(f"{self._path}: {' '.join(found.split())}")
-        made = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if made not in {0, _FORMAT}:
-            raise LedgerBroken(f"{self._path}: members of format {made}, known here is {_FORMAT}")
-        if not made:
-            self._db.executescript(_SCHEMA)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Make several statements one transaction: all of them, or none."""
-        with self._lock:
-            self._rows("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._rows("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # SQLite has ended it itself where the disk is full
-                    self._rows("ROLLBACK")
-                raise
-
-    def _first(self, statement: str, values: Sequence[object] = ()) -> tuple[Any, ...] | None:
-        rows = self._rows(statement, values)
-        return rows[0] if rows else None
-
-    def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._disk():
-            return self._db.execute(statement, values).fetchall()
-
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        """The disk may refuse anything at any time."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise PathUnwritable(f"{self._path}: {error}") from error
-        except sqlite3.IntegrityError:
-            raise  # a bug of ours, not the disk's
-        except sqlite3.DatabaseError as error:
-            raise LedgerBroken(f"{self._path}: {error}") from error
+        self._db.execute("UPDATE state SET n = n + 1")
 
 
 def _digest(secret: bytes) -> bytes:

@@ -6,18 +6,16 @@ The running hub writes and reads it, and `ffm hub agents | pardon` from any othe
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ffm_common.errors import PathUnwritable, SenderUnknown
+from ffm_common.errors import LedgerBroken, SenderUnknown
 from ffm_common.reading import Unreadable, from_json
 from hub.versions.ledger import Ledger
 
 _KEY: Final = "quarantine/"
-_BUSY_S: Final = 10.0
 
 
 class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,21 +71,17 @@ def pardon(path: Path, agent: str, now: float) -> None:
     ------
     SenderUnknown
         The agent is in none.
-    PathUnwritable
-        The ledger cannot be written.
+    PathUnwritable, LedgerBroken
+        The ledger cannot be written, or read.
     """
-    address = f"{path.absolute().as_uri()}?mode=rw"
-    try:
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_BUSY_S)) as db, db:
-            db.execute("BEGIN IMMEDIATE")
-            row = db.execute("SELECT value FROM meta WHERE key = ?", (_KEY + agent,)).fetchone()
-            found = None if row is None else from_json(row[0], Quarantine)
-            if found is None or not found.holds(now):
-                raise SenderUnknown(
-                    f"{agent} is in no quarantine", remedy="`ffm hub agents` shows who is"
-                )
-            ended = msgspec.structs.replace(found, until=now, times=0)
-            text = msgspec.json.encode(ended).decode()
-            db.execute("UPDATE meta SET value = ? WHERE key = ?", (text, _KEY + agent))
-    except (sqlite3.Error, Unreadable) as error:
-        raise PathUnwritable(f"{path}: {error}") from error
+    with contextlib.closing(Ledger(path, mode="rw")) as ledger, ledger.transaction():
+        text = ledger.pinned(_KEY + agent)
+        try:
+            found = None if text is None else from_json(text, Quarantine)
+        except Unreadable as error:
+            raise LedgerBroken(f"{path}: the quarantine of {agent}: {error}") from error
+        if found is None or not found.holds(now):
+            raise SenderUnknown(
+                f"{agent} is in no quarantine", remedy="`ffm hub agents` shows who is"
+            )
+        keep(ledger, msgspec.structs.replace(found, until=now, times=0))

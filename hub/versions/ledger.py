@@ -1,4 +1,4 @@
-"""The hub's memory: versions, counted updates, agents. SQLite in WAL mode, one writer.
+"""The hub's memory: versions, counted updates, agents. A database with one writer.
 
 Every change is one transaction, so that a hub killed at any moment finds on restart exactly what
 it had acknowledged. An update counts once: (agent, version) is the key.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from federation.messages import Digest
+from ffm_common.database import Database, Mode
 from ffm_common.errors import LedgerBroken, PathUnwritable
 
 log = logging.getLogger("ffm.hub")
@@ -25,17 +28,14 @@ log = logging.getLogger("ffm.hub")
 Kind: TypeAlias = Literal["version", "delta"]
 """Of a version's container: the version whole, a keyframe, or a delta to the version before."""
 
-# Of the tables below; a ledger of another format is refused, not misread.
 _FORMAT = 3
-_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
-_SCHEMA = f"""
-BEGIN;
-PRAGMA user_version = {_FORMAT};
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS agents (
+"""Of the tables below."""
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE agents (
     id TEXT PRIMARY KEY, profile TEXT NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS versions (
+CREATE TABLE versions (
     version INTEGER PRIMARY KEY, blob TEXT NOT NULL, size INTEGER NOT NULL,
     kind TEXT NOT NULL, error REAL NOT NULL,
     accuracy REAL, loss REAL, updates INTEGER NOT NULL,
@@ -44,22 +44,21 @@ CREATE TABLE IF NOT EXISTS versions (
     seconds REAL NOT NULL, created REAL NOT NULL,
     content TEXT NOT NULL, carried TEXT NOT NULL, record TEXT NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS updates (
+CREATE TABLE updates (
     agent TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
     container TEXT NOT NULL, examples INTEGER NOT NULL, loss REAL, received REAL NOT NULL,
     counted_for INTEGER NOT NULL, fault TEXT,
     PRIMARY KEY (agent, version)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS votes (
+CREATE TABLE votes (
     agent TEXT NOT NULL, version INTEGER NOT NULL, loss REAL NOT NULL, accuracy REAL,
     examples INTEGER NOT NULL, received REAL NOT NULL,
     PRIMARY KEY (agent, version)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS traffic (
+CREATE TABLE traffic (
     version INTEGER PRIMARY KEY, uplink_bytes INTEGER NOT NULL, downlink_bytes INTEGER NOT NULL,
     seconds REAL NOT NULL, open_s REAL NOT NULL
 ) STRICT;
-COMMIT;
 """
 
 
@@ -167,70 +166,37 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger:
-    """Open or create the ledger in `path`.
+    """Open the ledger in `path`.
 
     Parameters
     ----------
-    read_only
-        For others than the hub: it must be there, and may be written meanwhile.
+    mode
+        Others than the hub never make it; it may be written meanwhile.
 
     Raises
     ------
-    PathUnwritable
-        The file cannot be opened, or not written.
-    LedgerBroken
-        It is no ledger, or SQLite finds it corrupt. Both may come at any later time, too.
+    PathUnwritable, LedgerBroken
+        As `Database`; at any later time, too.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self._path = path
-        address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        try:
-            self._db = sqlite3.connect(address, isolation_level=None, uri=True)
-        except sqlite3.OperationalError as error:
-            raise PathUnwritable(f"cannot open {path}: {error}") from error
-        self._db.row_factory = sqlite3.Row
-        try:
-            found = self._look() if read_only else self._set_up()
-        except sqlite3.OperationalError as error:
+    def __init__(self, path: Path, *, mode: Mode = "rwc") -> None:
+        self._db = Database(path, _SCHEMA, schema_format=_FORMAT, mode=mode)
+        # SQLite opens to read what it may not write, and would say so with the first receipt only.
+        if mode != "ro" and not os.access(path, os.W_OK):
             self._db.close()
-            raise PathUnwritable(f"cannot write {path}: {error}") from error
-        except _DAMAGE as error:
-            self._db.close()
-            raise LedgerBroken(f"{path}: {error}") from error
-        if found != "ok":
-            self._db.close()
-            raise LedgerBroken(f"{path}: {' '.join(found.split())}")
+            raise PathUnwritable(f"cannot write {path}")
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
-    def _look(self) -> str:
-        """Give what is wrong with the file, "ok" if nothing is."""
-        found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        return found if found != "ok" else self._other_format() or "ok"
-
-    def _set_up(self) -> str:
-        """Do the same, and make the tables that are not there."""
-        self._db.execute("PRAGMA journal_mode = WAL")
-        # A receipt promises durability, so a commit must reach the disk before it returns.
-        self._db.execute("PRAGMA synchronous = FULL")
-        found = self._look()
-        if found == "ok":
-            self._db.executescript(_SCHEMA)
-        return found
-
-    def _other_format(self) -> str | None:
-        """Say so if there are tables, but not of this format."""
-        made = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if made == _FORMAT or not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            return None
-        return f"a ledger of format {made}, this ffm-edge reads and writes format {_FORMAT}"
+    def transaction(self) -> AbstractContextManager[None]:
+        """Make several changes one: all of them are there afterwards, or none."""
+        return self._db.transaction()
 
     def boot(self) -> int:
         """Count one more start of the hub and give the count."""
-        self._execute(
+        self._db.execute(
             "INSERT INTO meta VALUES ('boot', '1') ON CONFLICT (key) "
             "DO UPDATE SET value = CAST(value AS INTEGER) + 1"
         )
@@ -238,33 +204,33 @@ class Ledger:
 
     def pin(self, key: str, value: str) -> str:
         """Write `value` under `key` the first time; give what is there ever after."""
-        self._execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
         return self.pinned(key) or value
 
     def put(self, key: str, value: str) -> None:
         """Write `value` under `key`, over what is there."""
-        self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def remove(self, key: str) -> None:
         """Forget what is written under `key`."""
-        self._execute("DELETE FROM meta WHERE key = ?", (key,))
+        self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
 
     def take_up(self, key: str, place: str) -> None:
         """Move what is written under `key` to `place`; what is there already stays."""
-        with self._transaction():
-            self._execute(
+        with self._db.transaction():
+            self._db.execute(
                 "INSERT OR IGNORE INTO meta SELECT ?, value FROM meta WHERE key = ?", (place, key)
             )
-            self._execute("DELETE FROM meta WHERE key = ?", (key,))
+            self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
 
     def pinned(self, key: str) -> str | None:
         """Give what is written under `key`, if anything is."""
-        row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).first()
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).first()
         return None if row is None else str(row["value"])
 
     def under(self, prefix: str) -> dict[str, str]:
         """Give everything that is written under keys which begin so."""
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT key, value FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
         )
         return {row["key"]: row["value"] for row in rows}
@@ -272,7 +238,7 @@ class Ledger:
     def see(self, agent: str, profile: str) -> None:
         """Note that an agent is there."""
         now = time.time()
-        self._execute(
+        self._db.execute(
             "INSERT INTO agents VALUES (?, ?, ?, ?) ON CONFLICT (id) "
             "DO UPDATE SET last_seen = excluded.last_seen, profile = excluded.profile",
             (agent, profile, now, now),
@@ -280,11 +246,11 @@ class Ledger:
 
     def agents(self) -> list[str]:
         """List every agent ever seen, sorted."""
-        return [row["id"] for row in self._execute("SELECT id FROM agents ORDER BY id")]
+        return [row["id"] for row in self._db.execute("SELECT id FROM agents ORDER BY id")]
 
     def last_came(self) -> dict[str, float]:
         """Give when each agent came last, in seconds since 1970."""
-        return {row["id"]: row["last_seen"] for row in self._execute("SELECT * FROM agents")}
+        return {row["id"]: row["last_seen"] for row in self._db.execute("SELECT * FROM agents")}
 
     def add_version(
         self, row: VersionRow, left_out: Iterable[LeftOut] = (), astray: Iterable[int] = ()
@@ -296,15 +262,15 @@ class Ledger:
         """
         values = msgspec.structs.asdict(row)
         marks = ", ".join(f":{name}" for name in values)
-        with self._transaction():
-            self._execute(f"INSERT INTO versions VALUES ({marks})", values)  # noqa: S608 -- our own field names
+        with self._db.transaction():
+            self._db.execute(f"INSERT INTO versions VALUES ({marks})", values)  # noqa: S608 -- our own field names
             for one in left_out:
-                self._execute(
+                self._db.execute(
                     "UPDATE updates SET fault = ? WHERE agent = ? AND counted_for = ?",
                     (one.why, one.agent, row.version - 1),
                 )
             for version in astray:
-                self._execute(
+                self._db.execute(
                     "UPDATE updates SET fault = ? "
                     "WHERE version = ? AND counted_for >= ? AND fault IS NULL",
                     (f"made from version {version}, taken back", version, row.version - 1),
@@ -312,34 +278,34 @@ class Ledger:
 
     def replace_container(self, version: int, blob: str, size: int) -> None:
         """Have a keyframe that holds the same bits stand in for a version's container."""
-        self._execute(
+        self._db.execute(
             "UPDATE versions SET blob = ?, size = ?, kind = 'version' WHERE version = ?",
             (blob, size, version),
         )
 
     def versions(self, newest: int = -1) -> list[VersionRow]:
         """List all versions, or as many of the newest, oldest first."""
-        rows = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT ?", (newest,))
+        rows = self._db.execute("SELECT * FROM versions ORDER BY version DESC LIMIT ?", (newest,))
         return [_version(row) for row in reversed(rows)]
 
     def version(self, version: int) -> VersionRow | None:
         """Give a version, if there is one of that number."""
-        row = self._execute("SELECT * FROM versions WHERE version = ?", (version,)).first()
+        row = self._db.execute("SELECT * FROM versions WHERE version = ?", (version,)).first()
         return None if row is None else _version(row)
 
     def latest(self) -> VersionRow | None:
         """Give the newest version, if there is one."""
-        row = self._execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").first()
+        row = self._db.execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").first()
         return None if row is None else _version(row)
 
     def content(self, version: int) -> str:
         """Give the digest of a version's tensors, "" where nobody has said."""
-        row = self._execute("SELECT content FROM versions WHERE version = ?", (version,)).first()
+        row = self._db.execute("SELECT content FROM versions WHERE version = ?", (version,)).first()
         return "" if row is None else str(row["content"])
 
     def chain(self) -> list[VersionRow]:
         """List what leads to the newest version: a keyframe, then the deltas after it."""
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT * FROM versions WHERE version >= "
             "(SELECT MAX(version) FROM versions WHERE kind = 'version') ORDER BY version"
         )
@@ -350,10 +316,10 @@ class Ledger:
         values = msgspec.structs.asdict(row)
         marks = ", ".join(f":{name}" for name in values)
         statement = f"INSERT INTO updates VALUES ({marks}) ON CONFLICT (agent, version) DO NOTHING"  # noqa: S608
-        done = self._execute(statement, values)
+        done = self._db.execute(statement, values)
         if not done.changed and self.update_of(row.agent, row.version) is None:
             # What is there is damaged, and now the agent has brought its update once more.
-            done = self._execute(f"INSERT OR REPLACE INTO updates VALUES ({marks})", values)  # noqa: S608
+            done = self._db.execute(f"INSERT OR REPLACE INTO updates VALUES ({marks})", values)  # noqa: S608
         return done.changed == 1
 
     def update_of(self, agent: str, version: int) -> UpdateRow | None:
@@ -361,7 +327,7 @@ class Ledger:
 
         A row that is damaged is named in the log, and counts as none.
         """
-        row = self._execute(
+        row = self._db.execute(
             "SELECT * FROM updates WHERE agent = ? AND version = ?", (agent, version)
         ).first()
         return None if row is None else _update(row)
@@ -371,7 +337,7 @@ class Ledger:
 
         A row that is damaged is named in the log and left out.
         """
-        rows = self._execute(
+        rows = self._db.execute(
             "SELECT * FROM updates WHERE counted_for = ? ORDER BY agent, version", (version,)
         )
         found = map(_update, rows)
@@ -382,7 +348,7 @@ class Ledger:
 
         A row that is damaged counts, too.
         """
-        found = self._execute(
+        found = self._db.execute(
             "SELECT 1 FROM updates "
             "WHERE agent = ? AND counted_for = ? AND version != ? AND fault IS NULL",
             (agent, version, besides),
@@ -393,16 +359,16 @@ class Ledger:
         """Note what an agent says of a version; the last word counts."""
         values = msgspec.structs.asdict(row)
         marks = ", ".join(f":{name}" for name in values)
-        self._execute(f"INSERT OR REPLACE INTO votes VALUES ({marks})", values)  # noqa: S608
+        self._db.execute(f"INSERT OR REPLACE INTO votes VALUES ({marks})", values)  # noqa: S608
 
     def votes(self, version: int) -> list[VoteRow]:
         """List what agents have said of a version, by agent."""
-        rows = self._execute("SELECT * FROM votes WHERE version = ? ORDER BY agent", (version,))
+        rows = self._db.execute("SELECT * FROM votes WHERE version = ? ORDER BY agent", (version,))
         return [_struct(row, VoteRow) for row in rows]
 
     def traffic(self, version: int) -> Traffic:
         """Give what has been spent on `version`, which is in the making."""
-        row = self._execute(
+        row = self._db.execute(
             "SELECT uplink_bytes, downlink_bytes, seconds, open_s FROM traffic WHERE version = ?",
             (version,),
         ).first()
@@ -410,40 +376,10 @@ class Ledger:
 
     def set_traffic(self, version: int, traffic: Traffic) -> None:
         """Note what has been spent on `version` so far, so that a restart does not forget it."""
-        self._execute(
+        self._db.execute(
             "INSERT OR REPLACE INTO traffic VALUES (?, ?, ?, ?, ?)",
             (version, *msgspec.structs.astuple(traffic)),
         )
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Make several statements one transaction: all of them, or none."""
-        self._execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite has ended it itself where the disk is full
-                self._execute("ROLLBACK")
-            raise
-
-    def _execute(
-        self, statement: str, values: Sequence[object] | Mapping[str, object] = ()
-    ) -> _Rows:
-        """Run one statement, which is one transaction unless `_transaction` is around it.
-
-        The disk may refuse it at any time. What it finds is read at once, so that damage shows
-        here and nowhere else.
-        """
-        try:
-            with contextlib.closing(self._db.execute(statement, values)) as cursor:
-                return _Rows(cursor.fetchall(), cursor.rowcount)
-        except sqlite3.OperationalError as error:
-            raise PathUnwritable(f"{self._path}: {error}") from error
-        except sqlite3.IntegrityError:
-            raise  # a bug of ours, not the disk's
-        except _DAMAGE as error:
-            raise LedgerBroken(f"{self._path}: {error}") from error
 
 
 def read_versions(path: Path) -> list[VersionRow]:
@@ -451,29 +387,16 @@ def read_versions(path: Path) -> list[VersionRow]:
 
     Raises
     ------
-    sqlite3.Error
+    PathUnwritable
         There is no ledger yet.
+    LedgerBroken
+        It cannot be read.
     """
-    address = f"{path.absolute().as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(address, uri=True)) as db:
-        db.row_factory = sqlite3.Row
-        rows = db.execute("SELECT * FROM versions ORDER BY version").fetchall()
-        return [_version(row) for row in rows]
+    with contextlib.closing(Ledger(path, mode="ro")) as ledger:
+        return ledger.versions()
 
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-class _Rows(list[sqlite3.Row]):
-    """What a statement found, and how many rows it has changed."""
-
-    def __init__(self, rows: list[sqlite3.Row], changed: int) -> None:
-        super().__init__(rows)
-        self.changed = changed
-
-    def first(self) -> sqlite3.Row | None:
-        """Give the first row, if there is one."""
-        return self[0] if self else None
 
 
 def _version(row: sqlite3.Row) -> VersionRow:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from ffm_common.errors import AdapterInvalid, PathUnwritable, VersionUnknown
+from ffm_common.errors import AdapterInvalid, VersionUnknown
 from ffm_common.reading import Unreadable, from_json
 from hub.config import Gate
 from hub.gate.ruling import Finding, Ruling
@@ -29,7 +28,6 @@ log = logging.getLogger("ffm.hub")
 
 _ASKED = "rollback"
 _POLL_S = 1.0
-_BUSY_S = 10.0
 BY_HAND = "a person has asked for it"
 
 
@@ -63,16 +61,12 @@ def ask(ledger: Path, version: int, why: str) -> None:
 
     Raises
     ------
-    PathUnwritable
+    PathUnwritable, LedgerBroken
         The ledger cannot be written.
     """
     wish = msgspec.json.encode(Wish(version=version, why=why)).decode()
-    address = f"{ledger.absolute().as_uri()}?mode=rw"
-    try:
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_BUSY_S)) as db, db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_ASKED, wish))
-    except sqlite3.Error as error:
-        raise PathUnwritable(f"{ledger}: {error}") from error
+    with contextlib.closing(Ledger(ledger, mode="rw")) as found:
+        found.put(_ASKED, wish)
 
 
 def check(rows: Sequence[VersionRow], version: int) -> VersionRow:

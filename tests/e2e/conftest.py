@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from federation.messages import AgentState
+from ffm_common.errors import StorageError
 from ffm_common.tied import tied
 from fleet.layout import to_toml
 from fleet.observer import Observer
@@ -194,7 +195,7 @@ class Town:
     def versions(self) -> list[VersionRow]:
         try:
             return read_versions(self.ledger)
-        except sqlite3.Error:
+        except StorageError:
             return []
 
     def updates(self, version: int, ledger: Path | None = None) -> dict[str, UpdateRow]:

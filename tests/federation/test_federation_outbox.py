@@ -196,11 +196,11 @@ def test_a_journal_whose_rows_are_damaged_is_named(tmp_path: Path, cell: object)
     folder = tmp_path / "outbox"
     with _open(folder) as outbox:
         outbox.add(*_update(1))
-        outbox._sql.execute("DROP TABLE outbox")
-        outbox._sql.execute(
+        outbox._db.execute("DROP TABLE outbox")
+        outbox._db.execute(
             "CREATE TABLE outbox (number INTEGER PRIMARY KEY, digest, offer, receipt, counted,"
             " settled_at)"
         )
-        outbox._sql.execute("INSERT INTO outbox (digest, offer) VALUES ('x', ?)", (cell,))
+        outbox._db.execute("INSERT INTO outbox (digest, offer) VALUES ('x', ?)", (cell,))
     with pytest.raises(LedgerBroken, match="in place of a message"):
         Outbox(folder)

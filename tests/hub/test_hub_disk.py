@@ -195,7 +195,7 @@ def _live_and_die(number: int, folder: Path, pipe: int) -> None:
     try:
         os.fsync = lambda fd: operation()
         hub = Hub(folder, lambda topic: os.write(pipe, f"{topic}\n".encode()))
-        hub.ledger._db.set_trace_callback(lambda _: operation())
+        hub.ledger._db._sql.set_trace_callback(lambda _: operation())
         sys.addaudithook(watch)
         hub.live()
         os._exit(0)

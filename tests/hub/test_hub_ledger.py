@@ -216,7 +216,7 @@ def test_a_folder_of_any_name_can_be_read(tmp_path: Path) -> None:
 
 
 def test_reading_where_there_is_no_ledger_makes_none(path: Path) -> None:
-    with pytest.raises(sqlite3.Error):
+    with pytest.raises(PathUnwritable):
         read_versions(path)
     assert not path.exists()
 
@@ -258,7 +258,7 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing_that_was_acknowledged(path: Path, ledger: Ledger) -> None:
-    pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
+    pages = ledger._db.execute("PRAGMA page_count")[0][0]
     ledger._db.execute(f"PRAGMA max_page_count = {pages + 2}")
 
     def fill() -> None:

@@ -271,7 +271,7 @@ def _goes_back_and_dies(folder: Path, number: int) -> None:
 
     try:
         home = Home(folder)
-        home.ledger._db.set_trace_callback(count)
+        home.ledger._db._sql.set_trace_callback(count)
         goes_back(home)
         os._exit(0)
     except BaseException:  # noqa: BLE001
