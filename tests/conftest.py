@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from ffm_common.task import Task, Training
 from learning.texts.data import Example, write_jsonl
+
+if TYPE_CHECKING:
+    from tests.hub.trust.house import House
 
 # Before anything imports torch: OpenMP threads that spin cost 3x on a machine that does more.
 os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -53,3 +58,13 @@ def task() -> Task:
         training=Training(local_steps=13, batch_size=4, max_length=16),
         seed=3,
     )
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """Give a hub's open door, with its authority and members behind it."""
+    from tests.hub.trust.house import House
+
+    house = House(tmp_path / "identity")
+    yield house
+    house.close()

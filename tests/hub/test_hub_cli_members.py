@@ -21,18 +21,9 @@ from hub.trust import place, quarantine
 from hub.trust.place import Place
 from hub.trust.quarantine import Quarantine
 from hub.versions.ledger import Ledger
-from tests.hub.trust.house import HOST, House
+from tests.hub.trust.house import HOST, HUB_TOML, House
 
-HUB = """
-federation = "home"
-base = "base"
-trust = "enrolled"
-[door]
-port = 0
-[public]
-train = "public.jsonl"
-evaluation = "test.jsonl"
-"""
+HUB = f"{HUB_TOML}[door]\nport = 0\n"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,13 +20,6 @@ from ffm_common.errors import MessageInvalid, SenderUnknown
 from tests.hub.trust.house import FEDERATION, House
 
 TOPICS = Topics(FEDERATION)
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "hub")
-    yield house
-    house.close()
 
 
 @pytest.fixture

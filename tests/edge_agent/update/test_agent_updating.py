@@ -42,13 +42,6 @@ BOARD = Here(version="0.2.0", python="3.11", machine="aarch64")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "hub")
-    yield house
-    house.close()
-
-
-@pytest.fixture
 def located(house: House, tmp_path: Path) -> Located:
     """Give the configuration of a member."""
     wishes = Wishes(id="kitchen", data=tmp_path, base=tmp_path)

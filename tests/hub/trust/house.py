@@ -15,6 +15,15 @@ from hub.trust.members import Members
 
 HOST = "127.0.0.1"
 FEDERATION = "home"
+HUB_TOML = """
+federation = "home"
+base = "base"
+trust = "enrolled"
+[public]
+train = "public.jsonl"
+evaluation = "test.jsonl"
+"""
+"""The least that a hub.toml of members says; tables may follow."""
 door._LOOK_S = 0.02  # type: ignore[misc]  # a test's door shuts at once
 
 

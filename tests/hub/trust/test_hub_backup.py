@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from hub.trust.backup import backup, restore
 from tests.hub.trust.house import FEDERATION, House
 
 TOPICS = Topics(FEDERATION)
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "identity")
-    yield house
-    house.close()
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import psutil
@@ -30,13 +28,6 @@ from ffm_common.errors import (
 )
 from hub.trust import door as module
 from tests.hub.trust.house import HOST, House
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "identity")
-    yield house
-    house.close()
 
 
 def knock(house: House) -> ssl.SSLSocket:

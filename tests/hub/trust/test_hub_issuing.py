@@ -17,13 +17,6 @@ KEY = SigningKey.generate()
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path / "identity")
-    yield house
-    house.close()
-
-
-@pytest.fixture
 def short(tmp_path: Path) -> Iterator[House]:
     """Give a house whose certificates are half old after less than two seconds."""
     house = House(tmp_path / "identity", days=3 / 86400)

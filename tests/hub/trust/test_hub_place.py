@@ -10,21 +10,14 @@ from hub import config
 from hub.config import Located
 from hub.trust import place
 from hub.trust.place import Place
+from tests.hub.trust.house import HUB_TOML
 
 ANY = "0.0.0.0"  # noqa: S104 -- nothing listens there in these tests
-HUB = """
-federation = "home"
-base = "base"
-trust = "enrolled"
-[public]
-train = "public.jsonl"
-evaluation = "test.jsonl"
-"""
 
 
 def hub(folder: Path, more: str) -> Located:
     path = folder / "hub.toml"
-    path.write_text(HUB + more)
+    path.write_text(HUB_TOML + more)
     (folder / "state").mkdir(exist_ok=True)
     return config.load(path)
 

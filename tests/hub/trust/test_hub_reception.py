@@ -21,14 +21,9 @@ from hub.broker import Broker
 from hub.trust import place
 from hub.trust.reception import Reception
 from hub.trust.trusting import Trusting
+from tests.hub.trust.house import HUB_TOML
 
-HUB = """
-federation = "home"
-base = "base"
-trust = "enrolled"
-[public]
-train = "public.jsonl"
-evaluation = "test.jsonl"
+HUB = f"""{HUB_TOML}
 [broker]
 kind = "external"
 port = 8883
