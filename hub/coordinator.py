@@ -2,7 +2,7 @@
 
 It says when; what may come is `Intake`'s to judge, and versions are made by `Maker`. All that it
 has decided is in the ledger first, so a hub that is killed carries on in the version it was in.
-The name is that of Bonawitz et al. 2019, *Towards Federated Learning at Scale* (section 4.1).
+The name is that of Bonawitz et al. 2019, *Towards Federated Learning at Scale* (section 4).
 """
 
 from __future__ import annotations
