@@ -28,6 +28,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         When this journal was begun, in seconds by a clock that may be wrong.
     trained
         The version whose update is already in the outbox or further, by its last blob; "" for none.
+    data
+        A mark of the data that this update was made of (`edge_agent.freshness`); "" for none.
     hub, issued
         The hub's public key, and the number of the last manifest acted on that it has signed.
     released
@@ -37,6 +39,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     boot: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     since: Annotated[int, Meta(ge=0, le=2**53)] = 0
     trained: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+    data: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
     hub: Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
     issued: Annotated[int, Meta(ge=0, le=2**53)] = 0
     released: Annotated[int, Meta(ge=0, le=2**53)] = 0
@@ -60,9 +63,9 @@ class Journal:
         self._write(msgspec.structs.replace(self.entry, boot=self.entry.boot + 1, since=since))
         return self.entry.boot
 
-    def set_trained(self, blob: str) -> None:
+    def set_trained(self, blob: str, data: str) -> None:
         """Note that the update made from the version that ends in `blob` is safe in the outbox."""
-        self._write(msgspec.structs.replace(self.entry, trained=blob))
+        self._write(msgspec.structs.replace(self.entry, trained=blob, data=data))
 
     def issued(self, hub: str) -> int:
         """Give the number of the last manifest of a hub that was acted on; 0 for another hub."""

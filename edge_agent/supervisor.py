@@ -18,6 +18,7 @@ from edge_agent.belonging import Belonging
 from edge_agent.care import Care
 from edge_agent.config import Located
 from edge_agent.enrolment.renewing import Renewal
+from edge_agent.freshness import Freshness
 from edge_agent.journal import Journal
 from edge_agent.residuals import Residuals
 from edge_agent.tending import Tending
@@ -153,6 +154,7 @@ class Supervisor:
             outbox=self._outbox,
             residuals=Residuals(folder / "residuals"),
             journal=self._journal,
+            freshness=Freshness(located.data, self._journal),
             announcer=self._announcer,
             rest=self._rest,
             vote=self._cast,

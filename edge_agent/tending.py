@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from edge_agent.announcing import Announcer
 from edge_agent.care import Care
+from edge_agent.freshness import Freshness
 from edge_agent.journal import Journal
 from edge_agent.residuals import Residuals
 from edge_agent.staleness import welcome
@@ -40,6 +41,8 @@ class Tending:
         Holds the containers of versions; those that nobody needs any more are deleted here.
     outbox, residuals, journal
         Where an update goes, and what is remembered of it.
+    freshness
+        Says whether the data are new.
     announcer, rest
         How the agent is, while it trains; `rest` shows what else goes on once that has ended.
     vote
@@ -62,6 +65,7 @@ class Tending:
         outbox: Outbox,
         residuals: Residuals,
         journal: Journal,
+        freshness: Freshness,
         announcer: Announcer,
         rest: Callable[..., None],
         vote: Callable[[Vote], None],
@@ -74,6 +78,7 @@ class Tending:
         self._outbox = outbox
         self._residuals = residuals
         self._journal = journal
+        self._freshness = freshness
         self._announcer = announcer
         self._rest = rest
         self._vote = vote
@@ -139,6 +144,7 @@ class Tending:
             steps=manifest.task.training.local_steps,
             detail="",
         )
+        self._freshness.begun()
         try:
             self._training.begin(
                 manifest,
@@ -149,7 +155,9 @@ class Tending:
             self._fail(manifest, error, now)
 
     def tend(self, now: float) -> None:
-        """Look after the worker: its vote, its progress, its update, its failure."""
+        """Look after the data, and the worker: its vote, its progress, its update, its failure."""
+        state = self._announcer.state
+        self._announcer.set(state.status, fresh=self._freshness.fresh(now))
         manifest = self._training.begun
         if not self._training.running or manifest is None:
             return
@@ -223,7 +231,7 @@ class Tending:
             if trained.residual is not None:
                 self._residuals.put(manifest.blob, trained.residual)
             self._outbox.add(trained.offer, trained.blob)
-            self._journal.set_trained(manifest.blob)
+            self._journal.set_trained(manifest.blob, self._freshness.trained())
         except FfmError as error:
             self._fail(manifest, error, now)
             return

@@ -63,6 +63,7 @@ class AgentState(Message, frozen=True, kw_only=True):
     `boot` counts the starts of the agent: a ``lost`` of an earlier boot is stale. `version` is
     the version held (-1: none). Memory is in MB, resident: of the supervisor now, and of the
     worker at its peak, beside what the plan foresaw; so with the seconds of an optimizer step.
+    `fresh`: its data have changed since its last update.
     Bytes are MQTT payload since this boot. What was sent grows with every message, this one too:
     that tells which of two states is the older.
     """
@@ -79,6 +80,7 @@ class AgentState(Message, frozen=True, kw_only=True):
     planned_memory_mb: Annotated[float, Meta(ge=0.0)] = 0.0
     step_s: Seconds = 0.0
     planned_step_s: Seconds = 0.0
+    fresh: bool = False
     sent_bytes: Count = 0
     received_bytes: Count = 0
     detail: Text = ""

@@ -36,17 +36,20 @@ class Willing(msgspec.Struct, frozen=True, kw_only=True):
         The version that it was last asked to train from, -1: never.
     seconds
         How long it needs for an update, by what it has measured or planned; 0: not known.
+    fresh
+        Whether its data have changed since its last update, by what it says.
     """
 
     agent: str
     turn: int = _NEVER
     seconds: float = 0.0
+    fresh: bool = False
 
 
 def choose(
     willing: Iterable[Willing], count: int, *, version: int, seed: int, limit_s: float = math.inf
 ) -> list[str]:
-    """Choose at most `count` agents: who has waited longest, then who is quick enough, then by lot.
+    """Choose at most `count` agents: who has waited longest, is quick enough, has new data; by lot.
 
     Parameters
     ----------
@@ -54,7 +57,8 @@ def choose(
         The lot is a hash of these and of the agent's id: the same choice is made again.
     limit_s
         Who needs longer for an update comes after all who have waited as long and do not; where it
-        is his turn, he is asked all the same.
+        is his turn, he is asked all the same. New data count less: an agent that says so of its own
+        accord gains a place among its equals, and takes nobody's turn.
 
     Returns
     -------
@@ -62,8 +66,9 @@ def choose(
         Agents' ids, the first choice first.
     """
 
-    def place(one: Willing) -> tuple[int, bool, int]:
-        return one.turn, one.seconds > limit_s, derive(seed, "asked", version, one.agent)
+    def place(one: Willing) -> tuple[int, bool, bool, int]:
+        lot = derive(seed, "asked", version, one.agent)
+        return one.turn, one.seconds > limit_s, not one.fresh, lot
 
     return [one.agent for one in sorted(willing, key=place)[:count]]
 
@@ -171,6 +176,7 @@ class Selection:
                 agent=agent,
                 turn=self._asked.turns.get(agent, _NEVER),
                 seconds=self._steps * (state.step_s or state.planned_step_s),
+                fresh=state.fresh,
             )
             for agent, state in here.items()
             if state.status not in {"failed", "paused"}

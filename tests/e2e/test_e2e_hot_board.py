@@ -27,6 +27,10 @@ def test_a_hot_board_pauses_its_worker_frees_its_memory_and_goes_on_by_itself(to
         state = town.state("hot")
         return "" if state is None else state.status
 
+    def fresh() -> bool:
+        state = town.state("hot")
+        return state is not None and state.fresh
+
     # At once, while the worker loads torch: the next state comes when a quick board is done.
     town.until(lambda: status() == "training" and agent.children("edge_agent.worker"), "it trains")
     (zone / "temp").write_text("90000\n")
@@ -35,9 +39,11 @@ def test_a_hot_board_pauses_its_worker_frees_its_memory_and_goes_on_by_itself(to
     state = town.state("hot")
     assert state is not None
     assert "90 C" in state.detail
+    assert state.fresh
     assert town.updates(0) == {}
     (zone / "temp").write_text("45000\n")
     town.until(lambda: "hot" in town.updates(0), "the update is counted after all")
+    town.until(lambda: not fresh(), "the data that it has trained on are new no more")
     said = agent.said()
     assert said.count("pausing") == 1
     assert "going on" in said

@@ -8,7 +8,7 @@ import pytest
 from edge_agent.journal import Entry, Journal
 from ffm_common.errors import LedgerBroken, PathUnwritable
 
-BLOB = "a" * 64
+BLOB, DATA = "a" * 64, "d" * 64
 HUB, OTHER_HUB = "b" * 64, "c" * 64  # public keys
 
 
@@ -21,9 +21,9 @@ def test_boots_are_counted_and_what_was_trained_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "journal.json"
     first = Journal(path)
     assert first.boot() == 1
-    first.set_trained(BLOB)
+    first.set_trained(BLOB, DATA)
     second = Journal(path)
-    assert second.entry == Entry(boot=1, since=first.entry.since, trained=BLOB)
+    assert second.entry == Entry(boot=1, since=first.entry.since, trained=BLOB, data=DATA)
     assert second.boot() == 2
     assert second.entry.trained == BLOB
     assert abs(second.entry.since - time.time()) < 60  # when the first one began

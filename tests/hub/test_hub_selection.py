@@ -82,6 +82,19 @@ def test_of_those_who_have_waited_as_long_the_ones_that_cannot_be_in_time_come_l
     }
 
 
+def test_new_data_gain_a_place_among_those_who_have_waited_as_long_and_no_turn() -> None:
+    willing = [
+        Willing(agent="old", turn=3, seconds=1),
+        Willing(agent="new", turn=3, seconds=1, fresh=True),
+        Willing(agent="new and late", turn=3, seconds=200, fresh=True),
+        Willing(agent="new but just asked", turn=4, seconds=1, fresh=True),
+        Willing(agent="waiting", turn=2, seconds=1),
+    ]
+    for version in range(20):
+        found = chosen(willing, 5, limit_s=100, version=version)
+        assert found == ["waiting", "new", "old", "new and late", "new but just asked"]
+
+
 def test_the_lot_is_another_for_each_version_and_the_same_again() -> None:
     willing = [Willing(agent=name) for name in "abcdefgh"]
     orders = [chosen(willing, 8, version=version) for version in range(5)]
