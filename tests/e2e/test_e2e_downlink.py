@@ -59,7 +59,9 @@ def a_hub_is_killed_while_it_makes_a_delta(town: Town, hub: Started) -> tuple[Pa
         return len(rows) if rows[1:] and rows[-1].kind == "version" else 0
 
     delta = town.until(
-        lambda: hub.children("hub.making.worker") and after_a_keyframe(), "a delta in the making"
+        lambda: hub.children("hub.making.worker") and after_a_keyframe(),
+        "a delta in the making",
+        seconds=240,  # seven workers have to start, one after the other
     )
     hub.send(signal.SIGKILL)
     hub.wait()

@@ -42,7 +42,8 @@ class Member:
         self.session = guarded.session(
             tls_of(self.identity), *TOPICS.for_agent(name), will=(self.state, b"lost")
         )
-        connected(self.session)
+        # The broker may be reading its lists just now, and hang up: a board tries again, too.
+        wait_for(self.session, lambda event: isinstance(event, Connected))
         self.session.publish(self.state, b"here", retain=True)
         self.session.publish(TOPICS.claim(name), b"mine", retain=True)
 
