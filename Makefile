@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo bundle test test-long check format lock audit secrets clean
+.PHONY: setup demo bundle test test-long test-arm64 check format lock audit secrets clean
 setup: $(TESTS)
 
 $(READY): pyproject.toml constraints.txt
@@ -42,6 +42,11 @@ test: check
 # Whole federations that take a minute each; `make test` keeps below ten.
 test-long: $(TESTS)
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+# Images and boots for boards, emulated (docs/boards.md says what it wants). Minutes; the first time, more.
+# Status 75 where nothing could be tested; FFM_ARM64=required makes a failure of all that is missing.
+test-arm64: $(TESTS)
+	$(BIN)/python -m pytest -m arm64 tests/arm64 $(ARGS)
 
 check: $(TESTS)
 	$(BIN)/ruff check .
