@@ -6,11 +6,20 @@ lacks is skipped by name; a run in which nothing ran is no success.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from tests.e2e.conftest import new_town, small_base, town
+
+if TYPE_CHECKING:
+    from tests.arm64.images import Builder
+
+__all__ = ["new_town", "small_base", "town"]
 
 _FOLDER: Final = Path(__file__).parent
 _NOTHING_RAN: Final = 75  # EX_TEMPFAIL, as `make audit` gives where it could not ask
@@ -22,6 +31,17 @@ def cache() -> Path:
     path = Path(os.environ.get("FFM_ARM64_CACHE") or Path.home() / ".cache" / "ffm-arm64")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def builder(cache: Path) -> Iterator[Builder]:
+    """Give what builds images, with an emulator for what is built."""
+    from tests.arm64 import emulation
+    from tests.arm64.images import Builder
+
+    emulation.ready(cache)
+    with contextlib.closing(Builder(cache)) as builder:
+        yield builder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

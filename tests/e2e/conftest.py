@@ -70,16 +70,14 @@ def _examples(count: int, *, seed: int, notes: int = 1) -> list[Example]:
 
 
 class Started:
-    """An `ffm` process that a test has started; what it says goes to `log`."""
+    """A process that a test has started; what it says goes to `log`."""
 
-    def __init__(
-        self, command: Sequence[str], log: Path, *, town: Path, module: str = "ffm"
-    ) -> None:
+    def __init__(self, command: Sequence[str], log: Path, *, town: Path) -> None:
         self._log = log
         self._output = log.with_suffix(".out")
         with log.open("ab") as sink, self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                tied([sys.executable, "-m", module, *command]),  # ends even with a killed pytest
+                tied(list(command)),  # ends even with a killed pytest
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=sink,
@@ -181,10 +179,17 @@ class Town:
         return path
 
     def start(self, *command: str, log: str, module: str = "ffm") -> Started:
-        path = self.folder / f"{log}.log"
-        started = Started(command, path, town=self.folder, module=module)
+        return self.start_program([sys.executable, "-m", module, *command], log=log)
+
+    def start_program(self, command: Sequence[str], *, log: str) -> Started:
+        """Start a program; its path is a full one."""
+        started = Started(command, self.folder / f"{log}.log", town=self.folder)
         self._all.append(started)
         return started
+
+    def mark(self) -> str:
+        """Give the variable by which processes of this town are found, whoever is their parent."""
+        return f"{_MARK}={self.folder}"
 
     def start_hub(self) -> Started:
         return self.start("hub", "run", "--config", "hub/hub.toml", log="hub")

@@ -1,0 +1,114 @@
+"""Emulated boards, from their images' own files, in a federation with boards that are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ffm_common.files import make_folder
+from tests.arm64.containers import Container
+
+if TYPE_CHECKING:
+    from tests.arm64.images import Builder
+    from tests.e2e.conftest import Started, Town
+
+# Emulated arithmetic is a hundred times slower, and a worker takes half a minute to start.
+_TRAINING = {"local_steps": 4, "batch_size": 4, "max_length": 32}
+_PATIENCE_S = 1500.0
+_JOIN_S = 300.0
+# An idle agent holds 65 MB with its emulator, and its worker another 200 or more.
+_TOO_FEW_MB = 200
+
+
+def hub(town: Town, **versions: object) -> Started:
+    """Start a hub that lets in members only, with its own broker in TLS."""
+    town.write_hub(
+        trust="enrolled",
+        door={"port": 0},
+        training=_TRAINING,
+        public={
+            "train": "public.jsonl",
+            "evaluation": "test.jsonl",
+            "steps": 2,
+            "warmup_steps": 0,
+        },
+        versions={"count": 1, **versions},
+    )
+    started = town.start_hub()
+    town.until((town.folder / "hub/state/door.json").exists, "the door is open", 60)
+    return started
+
+
+def invite(town: Town) -> str:
+    done = town.start("hub", "invite", "--config", "hub/hub.toml", "--json", log="invite")
+    assert done.wait(60) == 0, done.said()
+    token: str = json.loads(done.output())["token"]
+    return token
+
+
+def native(town: Town, name: str) -> Started:
+    town.write_agent(name, broker=None)
+    config = f"{name}/agent.toml"
+    joins = town.start("agent", "join", invite(town), "--config", config, log=f"{name}-joins")
+    assert joins.wait(60) == 0, joins.said()
+    return town.start_agent(name)
+
+
+class Board:
+    """An emulated board that has joined, and runs its image's own command."""
+
+    def __init__(
+        self, town: Town, builder: Builder, target: str, name: str, base: Path, **limits: Any
+    ) -> None:
+        town.write_agent(name, base="/base", broker=None, profile="rpi4-4gb")
+        volume = town.folder / name
+        make_folder(volume / "board")
+        self.container = Container(
+            town, builder.image(target), volume, sees={"/base": base}, **limits
+        )
+        words = ("agent", "join", invite(town), "--config", "agent.toml")
+        joins = self.container.start(*words, log=f"{name}-joins")
+        assert joins.wait(_JOIN_S) == 0, joins.said()
+        self.agent = self.container.start(log=name)
+
+
+def step(town: Town) -> Path:
+    """Export the training step for boards without torch."""
+    done = town.start("hub", "export-step", "step", "--config", "hub/hub.toml", log="export")
+    assert done.wait(120) == 0, done.said()
+    return town.folder / "step"
+
+
+def test_emulated_boards_of_both_images_train_a_version_beside_a_native_one(
+    town: Town, builder: Builder
+) -> None:
+    builder.image("agent"), builder.image("agent-lite")
+    hub(town, buffer=3, deadline_s=_PATIENCE_S)
+    native(town, "ann")
+    lite = Board(town, builder, "agent-lite", "lite", step(town))
+    torch = Board(town, builder, "agent", "pi", town.base)
+    town.until(lambda: len(town.versions()) > 1, "version 1", _PATIENCE_S)
+    updates = town.updates(0)
+    assert set(updates) == {"ann", "lite", "pi"}
+    assert {update.fault for update in updates.values()} == {None}
+    assert town.versions()[1].updates == 3
+    for board in (lite, torch):
+        asked = board.container.healthy()
+        assert asked.returncode == 0, asked.stderr
+        assert ", connected" in asked.stdout
+        assert "Traceback" not in board.agent.said()
+
+
+def test_a_board_whose_worker_is_killed_for_memory_costs_no_version(
+    town: Town, builder: Builder
+) -> None:
+    builder.image("agent-lite")
+    hub(town, buffer=2, deadline_s=120.0)
+    board = Board(town, builder, "agent-lite", "tight", step(town), memory_mb=_TOO_FEW_MB)
+    native(town, "ann")
+    town.until(board.container.killed_for_memory, "the kernel has ended its worker", _PATIENCE_S)
+    town.until(lambda: len(town.versions()) > 1, "version 1", _PATIENCE_S)
+    assert set(town.updates(0)) == {"ann"}
+    town.until(lambda: "[worker-failed]" in board.agent.said(), "the board says so", 60)
+    assert board.agent.running()
