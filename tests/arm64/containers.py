@@ -78,14 +78,15 @@ class Container:
         words = [*self._runc, "run", "--bundle", str(self._bundle), self._id]
         return self._town.start_program(words, log=log)
 
-    def healthy(self) -> subprocess.CompletedProcess[str]:
-        """Ask as an engine asks: the image's own command, in the container that runs."""
+    def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command beside the last that was started, in the same container."""
         return subprocess.run(
-            [*self._runc, "exec", self._id, *self._image.health],
-            capture_output=True,
-            text=True,
-            check=False,
+            [*self._runc, "exec", self._id, *command], capture_output=True, text=True, check=False
         )
+
+    def health(self) -> subprocess.CompletedProcess[str]:
+        """Ask as an engine does, by the image's own command."""
+        return self.ask(*self._image.health)
 
     def killed_for_memory(self) -> int:
         """Count the processes that the kernel has ended for memory, by cgroup of either kind."""

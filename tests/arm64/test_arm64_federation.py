@@ -11,7 +11,7 @@ from tests.arm64.containers import Container
 
 if TYPE_CHECKING:
     from tests.arm64.images import Builder
-    from tests.e2e.conftest import Started, Town
+    from tests.e2e.conftest import Town
 
 # Emulated arithmetic is a hundred times slower, and a worker takes half a minute to start.
 _TRAINING = {"local_steps": 4, "batch_size": 4, "max_length": 32}
@@ -21,23 +21,23 @@ _JOIN_S = 300.0
 _TOO_FEW_MB = 200
 
 
-def hub(town: Town, **versions: object) -> Started:
-    """Start a hub that lets in members only, with its own broker in TLS."""
+def write_hub(town: Town, *, versions: dict[str, Any], **more: object) -> None:
+    public = {"train": "public.jsonl", "evaluation": "test.jsonl", "steps": 2, "warmup_steps": 0}
     town.write_hub(
         trust="enrolled",
         door={"port": 0},
         training=_TRAINING,
-        public={
-            "train": "public.jsonl",
-            "evaluation": "test.jsonl",
-            "steps": 2,
-            "warmup_steps": 0,
-        },
+        public=public,
         versions={"count": 1, **versions},
+        **more,
     )
-    started = town.start_hub()
+
+
+def hub(town: Town, **versions: object) -> None:
+    """Start a hub on this machine: members only, its own broker, in TLS."""
+    write_hub(town, versions=versions)
+    town.start_hub()
     town.until((town.folder / "hub/state/door.json").exists, "the door is open", 60)
-    return started
 
 
 def invite(town: Town) -> str:
@@ -47,12 +47,13 @@ def invite(town: Town) -> str:
     return token
 
 
-def native(town: Town, name: str) -> Started:
+def native(town: Town, name: str, token: str) -> None:
+    """Start an agent on this machine that has joined."""
     town.write_agent(name, broker=None)
     config = f"{name}/agent.toml"
-    joins = town.start("agent", "join", invite(town), "--config", config, log=f"{name}-joins")
+    joins = town.start("agent", "join", token, "--config", config, log=f"{name}-joins")
     assert joins.wait(60) == 0, joins.said()
-    return town.start_agent(name)
+    town.start_agent(name)
 
 
 class Board:
@@ -83,9 +84,10 @@ def step(town: Town) -> Path:
 def test_emulated_boards_of_both_images_train_a_version_beside_a_native_one(
     town: Town, builder: Builder
 ) -> None:
-    builder.image("agent"), builder.image("agent-lite")
+    for target in ("agent", "agent-lite"):  # before any time runs
+        builder.image(target)
     hub(town, buffer=3, deadline_s=_PATIENCE_S)
-    native(town, "ann")
+    native(town, "ann", invite(town))
     lite = Board(town, builder, "agent-lite", "lite", step(town))
     torch = Board(town, builder, "agent", "pi", town.base)
     town.until(lambda: len(town.versions()) > 1, "version 1", _PATIENCE_S)
@@ -94,7 +96,7 @@ def test_emulated_boards_of_both_images_train_a_version_beside_a_native_one(
     assert {update.fault for update in updates.values()} == {None}
     assert town.versions()[1].updates == 3
     for board in (lite, torch):
-        asked = board.container.healthy()
+        asked = board.container.health()
         assert asked.returncode == 0, asked.stderr
         assert ", connected" in asked.stdout
         assert "Traceback" not in board.agent.said()
@@ -106,9 +108,26 @@ def test_a_board_whose_worker_is_killed_for_memory_costs_no_version(
     builder.image("agent-lite")
     hub(town, buffer=2, deadline_s=120.0)
     board = Board(town, builder, "agent-lite", "tight", step(town), memory_mb=_TOO_FEW_MB)
-    native(town, "ann")
+    native(town, "ann", invite(town))
     town.until(board.container.killed_for_memory, "the kernel has ended its worker", _PATIENCE_S)
     town.until(lambda: len(town.versions()) > 1, "version 1", _PATIENCE_S)
     assert set(town.updates(0)) == {"ann"}
     town.until(lambda: "[worker-failed]" in board.agent.said(), "the board says so", 60)
     assert board.agent.running()
+
+
+def test_an_emulated_hub_serves_a_board(town: Town, builder: Builder) -> None:
+    image = builder.image("hub")
+    versions = {"buffer": 1, "deadline_s": _PATIENCE_S}
+    write_hub(
+        town, versions=versions, base="/base", broker={"kind": "mosquitto", "port": town.port}
+    )
+    container = Container(town, image, town.folder / "hub", sees={"/base": town.base})
+    container.start(log="hub")
+    town.until(lambda: container.health().returncode == 0, "the hub is healthy", _JOIN_S)
+    words = ("ffm", "hub", "invite", "--config", "hub.toml", "--host", "127.0.0.1", "--json")
+    asked = container.ask(*words)
+    assert asked.returncode == 0, asked.stderr
+    native(town, "ann", json.loads(asked.stdout)["token"])
+    town.until(lambda: len(town.versions()) > 1, "version 1", _PATIENCE_S)
+    assert set(town.updates(0)) == {"ann"}

@@ -64,13 +64,37 @@ def test_every_package_is_in_the_images_and_nothing_else_of_the_project() -> Non
         assert (re.search(rf"\b{re.escape(name)}\b", copied) is not None) == wanted, name
 
 
+def test_what_is_copied_from_here_is_let_through_and_nothing_else() -> None:
+    copied = {
+        word.strip("/")
+        for line in LINES
+        if line.startswith("COPY ") and "--from" not in line
+        for word in line.split()[1:-1]
+    }
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert {line[1:] for line in lines if line.startswith("!")} == {
+        "locks" if name.startswith("locks/") else name for name in copied
+    }
+
+
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "agent-jetson"])
 def test_no_image_takes_a_wheel_that_no_hash_names(target: str) -> None:
     lines = stages()[f"packages-{target}"]
+    if target == "agent":
+        lines = stages()["packages-torch"] + lines
     assert f"COPY locks/{target}.txt /locks/" in lines
     installs = [line for line in lines if "pip install" in line]
     assert len(installs) == 2
     assert all("--require-hashes" in line or "--no-index" in line for line in installs)
+
+
+def test_the_hub_s_image_goes_on_from_the_agent_s_wheels() -> None:
+    agent, hub = (
+        {line for line in (ROOT / "locks" / f"{name}.txt").read_text().splitlines() if "==" in line}
+        for name in ("agent", "hub")
+    )
+    assert agent < hub
 
 
 def test_a_fleet_s_containers_are_built_from_targets_that_there_are() -> None:
