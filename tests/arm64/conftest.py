@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,9 @@ import pytest
 from tests.e2e.conftest import new_town, small_base, town
 
 if TYPE_CHECKING:
-    from tests.arm64.images import Builder
+    from tests.arm64.containers import Contain, Container
+    from tests.arm64.images import Builder, Image
+    from tests.e2e.conftest import Town
 
 __all__ = ["new_town", "small_base", "town"]
 
@@ -42,6 +44,22 @@ def builder(cache: Path) -> Iterator[Builder]:
     emulation.ready(cache)
     with contextlib.closing(Builder(cache)) as builder:
         yield builder
+
+
+@pytest.fixture
+def contain(town: Town) -> Iterator[Contain]:
+    """Give a maker of containers, all of which end before the town does."""
+    from tests.arm64.containers import Container
+
+    with contextlib.ExitStack() as made:
+
+        def make(
+            image: Image, volume: Path, *, sees: Mapping[str, Path], memory_mb: int | None = None
+        ) -> Container:
+            container = Container(town, image, volume, sees=sees, memory_mb=memory_mb)
+            return made.enter_context(contextlib.closing(container))
+
+        yield make
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

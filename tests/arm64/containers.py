@@ -12,7 +12,7 @@ import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tests.arm64 import emulation
 from tests.arm64.lacking import program
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _MB: Final = 1 << 20
 _SAFE: Final = ("nosuid", "noexec", "nodev")
+
+
+class Contain(Protocol):
+    """Makes containers that end with the test."""
+
+    def __call__(
+        self,
+        image: Image,
+        volume: Path,
+        *,
+        sees: Mapping[str, Path],
+        memory_mb: int | None = None,
+    ) -> Container:
+        """As `Container`."""
 
 
 class Container:
@@ -39,8 +53,6 @@ class Container:
         Folder in the container -> this machine's, which it may read.
     memory_mb
         What the kernel lets it have, the emulator included, MB (2**20 bytes).
-    cpu
-        The processor, of those that QEMU knows.
     """
 
     def __init__(
@@ -51,7 +63,6 @@ class Container:
         *,
         sees: Mapping[str, Path],
         memory_mb: int | None = None,
-        cpu: str = emulation.CPU,
     ) -> None:
         self._town = town
         self._image = image
@@ -65,18 +76,29 @@ class Container:
         self._sees = sees
         self._volume = volume
         self._memory_mb = memory_mb
-        self._cpu = cpu
-        self._id = ""
+        self._ids: list[str] = []
+        volume.mkdir(exist_ok=True)
         _give(volume, *image.ids())
 
     def start(self, *command: str, log: str, entrypoint: Sequence[str] | None = None) -> Started:
         """Start a command of the image's `ffm`; without any, what the image itself starts."""
         first = self._image.entrypoint if entrypoint is None else entrypoint
-        self._id = f"ffm-{uuid.uuid4().hex[:12]}"
+        self._ids.append(f"ffm-{uuid.uuid4().hex[:12]}")
         spec = self._spec([*first, *(command or self._image.command)])
         (self._bundle / "config.json").write_text(json.dumps(spec))
         words = [*self._runc, "run", "--bundle", str(self._bundle), self._id]
         return self._town.start_program(words, log=log)
+
+    @property
+    def _id(self) -> str:
+        return self._ids[-1]
+
+    def close(self) -> None:
+        """End all that was started, and have runc clear up."""
+        for name in self._ids:
+            subprocess.run(
+                [*self._runc, "delete", "--force", name], capture_output=True, check=False
+            )
 
     def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command beside the last that was started, in the same container."""
@@ -115,7 +137,7 @@ class Container:
             "process": {
                 "args": command,
                 "cwd": image.folder,
-                "env": [*image.env, f"QEMU_CPU={self._cpu}", mark],
+                "env": [*image.env, f"QEMU_CPU={emulation.CPU}", mark],
                 "user": {"uid": user, "gid": group},
                 "noNewPrivileges": True,
             },

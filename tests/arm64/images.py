@@ -8,9 +8,12 @@ the same release with Debian's own Python 3.11 stands in for it; then python is 
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
+import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -35,13 +38,14 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     root
         Where they are, mounted.
-    size_mb
-        Of all layers, as they are unpacked, MB (10**6 bytes).
+    health
+        The command that an engine asks with.
+    folder
+        Where commands are run.
     """
 
     name: str
     root: Path
-    size_mb: float
     env: tuple[str, ...]
     entrypoint: tuple[str, ...]
     command: tuple[str, ...]
@@ -60,13 +64,15 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Builder:
-    """Builds images, and keeps them and their layers in `cache`."""
+    """Builds images, and keeps them and their layers in `cache`, one process at a time."""
 
     def __init__(self, cache: Path) -> None:
+        self._lock = (cache / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._cache = cache
         self._buildah = program("buildah", "apt install buildah")
         self._store = ("--root", str(cache / "storage"), "--runroot", "/run/ffm-arm64")
-        self._mounted: list[str] = []
+        self._images: dict[str, Image] = {}
 
     def image(self, target: str) -> Image:
         """Build a target, or find that nothing has changed; give it with its files mounted.
@@ -76,24 +82,32 @@ class Builder:
         AssertionError
             It does not build; what buildah said is in the message.
         """
-        name = f"localhost/ffm-{target}"
+        if target not in self._images:
+            self._images[target] = self._image(target, f"localhost/ffm-{target}")
+        return self._images[target]
+
+    def close(self) -> None:
+        """Unmount; what was built stays."""
+        for target in self._images:
+            self._run("rm", _files(target))
+        self._lock.close()
+
+    def _image(self, target: str, name: str) -> Image:
         before = self._id(name)
         done = self._try(*self._command(target, name))
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
         if before not in {"", self._id(name)}:
             self._run("rmi", before, check=False)  # what it was made from stays, in layers
-        container = f"ffm-{target}-files"
-        self._run("rm", container, check=False)
-        self._run("from", "--platform", "linux/arm64", "--pull-never", "--name", container, name)
-        self._mounted.append(container)
-        root = Path(self._run("mount", container).strip())
+        self._run("rm", _files(target), check=False)  # of a run that was killed
+        platform = ("--platform", "linux/arm64", "--pull-never")
+        self._run("from", *platform, "--name", _files(target), name)
+        root = Path(self._run("mount", _files(target)).strip())
         config = json.loads(self._run("inspect", "--type", "image", name))["Docker"]["config"]
         health = config["Healthcheck"]["Test"]
         assert health[0] == "CMD", health
         return Image(
             name=name,
             root=root,
-            size_mb=used_mb(root),
             env=tuple(config["Env"]),
             entrypoint=tuple(config["Entrypoint"]),
             command=tuple(config["Cmd"]),
@@ -102,11 +116,6 @@ class Builder:
             volumes=tuple(config["Volumes"]),
             user=config["User"],
         )
-
-    def close(self) -> None:
-        """Unmount; what was built stays."""
-        for container in self._mounted:
-            self._run("rm", container, check=False)
 
     def _id(self, name: str) -> str:
         """Give an image's number, "" if there is none of that name."""
@@ -148,13 +157,11 @@ class Builder:
         left_out = [
             f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")
         ]
-        # As in Docker's images of Debian: else the packages' index is in each layer, 78 MB.
-        no_cache = [f'--aptopt=Dir::Cache::{name} ""' for name in ("pkgcache", "srcpkgcache")]
         packages = "python3,python3-venv,ca-certificates"
         done = subprocess.run(
             [
                 *(str(mmdebstrap), "--mode=root", "--variant=minbase", "--architectures=arm64"),
-                *(f"--include={packages}", "--dpkgopt=force-unsafe-io", *no_cache),
+                *(f"--include={packages}", "--dpkgopt=force-unsafe-io"),
                 *(*left_out, *hooks, _SUITE, str(tar), emulation.mirror()),
             ],
             capture_output=True,
@@ -172,7 +179,7 @@ class Builder:
     def _pip(self) -> list[str]:
         """Tell the build's pip what this machine's is told, as far as that is meant for others."""
         said = subprocess.run(
-            [program("python3", "apt install python3"), "-m", "pip", "config", "list"],
+            [sys.executable, "-m", "pip", "config", "list"],
             capture_output=True,
             text=True,
             check=False,
@@ -213,10 +220,15 @@ class Builder:
             return subprocess.CompletedProcess(error.cmd, 124, "", "too slow")
 
 
+def _files(target: str) -> str:
+    return f"ffm-{target}-files"
+
+
 def used_mb(folder: Path) -> float:
-    """Give what a folder's files take, each counted once, MB (10**6 bytes)."""
+    """Give the size of a folder's files, each counted once, MB (10**6 bytes)."""
     seen: dict[tuple[int, int], int] = {}
     for path in folder.rglob("*"):
         about = path.lstat()
-        seen[about.st_dev, about.st_ino] = about.st_size
+        if not stat.S_ISDIR(about.st_mode):
+            seen[about.st_dev, about.st_ino] = about.st_size
     return sum(seen.values()) / _MB

@@ -15,10 +15,10 @@ from ffm_common.task import Adapter, Task, Training
 from learning import base
 from learning.onnx.export import export
 from tests.arm64 import emulation, steps
-from tests.arm64.containers import Container
 from tests.arm64.steps import Job
 
 if TYPE_CHECKING:
+    from tests.arm64.containers import Contain
     from tests.arm64.images import Builder
     from tests.e2e.conftest import Started, Town
 
@@ -58,7 +58,12 @@ def _task(name: str) -> Task:
     [("agent-lite", ("onnx-nf4", "onnx-fp32")), ("agent", ("nf4", "int8", "fp32"))],
 )
 def test_an_image_trains_as_this_machine_does(
-    builder: Builder, town: Town, folders: dict[str, Path], target: str, names: tuple[str, ...]
+    builder: Builder,
+    town: Town,
+    contain: Contain,
+    folders: dict[str, Path],
+    target: str,
+    names: tuple[str, ...],
 ) -> None:
     image = builder.image(target)
     town.write_agent("board")
@@ -77,7 +82,7 @@ def test_an_image_trains_as_this_machine_does(
     (volume / "job.json").write_bytes(msgspec.json.encode(there))
     (town.folder / "job.json").write_bytes(msgspec.json.encode(here))
     sees = {f"/folders/{name}": folders[name] for name in names}
-    container = Container(town, image, volume, sees={**sees, "/steps": script.parent})
+    container = contain(image, volume, sees={**sees, "/steps": script.parent})
     emulated = container.start(
         "-P", f"/steps/{script.name}", "job.json", log="emulated", entrypoint=["python"]
     )
@@ -95,9 +100,10 @@ def _losses(started: Started) -> dict[str, list[float]]:
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="nothing is emulated here")
-def test_what_is_emulated_is_a_raspberry_pi_4(builder: Builder, town: Town) -> None:
-    town.write_agent("board")
-    container = Container(town, builder.image("agent-lite"), town.folder / "board", sees={})
+def test_what_is_emulated_is_a_raspberry_pi_4(
+    builder: Builder, contain: Contain, tmp_path: Path
+) -> None:
+    container = contain(builder.image("agent-lite"), tmp_path / "volume", sees={})
     asked = container.start("-m", "1", "CPU part", "/proc/cpuinfo", log="cpu", entrypoint=["grep"])
     assert asked.wait(60) == 0, asked.said()
     assert asked.output().split() == ["CPU", "part", ":", emulation.PART]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ffm_common.files import make_folder
-from tests.arm64.containers import Container
 
 if TYPE_CHECKING:
-    from tests.arm64.images import Builder
+    from tests.arm64.containers import Contain
+    from tests.arm64.images import Builder, Image
     from tests.e2e.conftest import Town
 
 # Emulated arithmetic is a hundred times slower, and a worker takes half a minute to start.
@@ -37,12 +37,12 @@ def hub(town: Town, **versions: object) -> None:
     """Start a hub on this machine: members only, its own broker, in TLS."""
     write_hub(town, versions=versions)
     town.start_hub()
-    town.until((town.folder / "hub/state/door.json").exists, "the door is open", 60)
+    town.until((town.folder / "hub/state/door.json").exists, "the door is open", _JOIN_S)
 
 
 def invite(town: Town) -> str:
     done = town.start("hub", "invite", "--config", "hub/hub.toml", "--json", log="invite")
-    assert done.wait(60) == 0, done.said()
+    assert done.wait(_JOIN_S) == 0, done.said()
     token: str = json.loads(done.output())["token"]
     return token
 
@@ -52,7 +52,7 @@ def native(town: Town, name: str, token: str) -> None:
     town.write_agent(name, broker=None)
     config = f"{name}/agent.toml"
     joins = town.start("agent", "join", token, "--config", config, log=f"{name}-joins")
-    assert joins.wait(60) == 0, joins.said()
+    assert joins.wait(_JOIN_S) == 0, joins.said()
     town.start_agent(name)
 
 
@@ -60,14 +60,12 @@ class Board:
     """An emulated board that has joined, and runs its image's own command."""
 
     def __init__(
-        self, town: Town, builder: Builder, target: str, name: str, base: Path, **limits: Any
+        self, town: Town, contain: Contain, image: Image, name: str, base: Path, **limits: Any
     ) -> None:
         town.write_agent(name, base="/base", broker=None, profile="rpi4-4gb")
         volume = town.folder / name
         make_folder(volume / "board")
-        self.container = Container(
-            town, builder.image(target), volume, sees={"/base": base}, **limits
-        )
+        self.container = contain(image, volume, sees={"/base": base}, **limits)
         words = ("agent", "join", invite(town), "--config", "agent.toml")
         joins = self.container.start(*words, log=f"{name}-joins")
         assert joins.wait(_JOIN_S) == 0, joins.said()
@@ -77,25 +75,27 @@ class Board:
 def step(town: Town) -> Path:
     """Export the training step for boards without torch."""
     done = town.start("hub", "export-step", "step", "--config", "hub/hub.toml", log="export")
-    assert done.wait(120) == 0, done.said()
+    assert done.wait(_JOIN_S) == 0, done.said()
     return town.folder / "step"
 
 
 def test_emulated_boards_of_both_images_train_a_version_beside_a_native_one(
-    town: Town, builder: Builder
+    town: Town, builder: Builder, contain: Contain
 ) -> None:
-    for target in ("agent", "agent-lite"):  # before any time runs
-        builder.image(target)
+    images = [builder.image(target) for target in ("agent-lite", "agent")]
     hub(town, buffer=3, deadline_s=_PATIENCE_S)
     native(town, "ann", invite(town))
-    lite = Board(town, builder, "agent-lite", "lite", step(town))
-    torch = Board(town, builder, "agent", "pi", town.base)
+    bases = {"lite": step(town), "pi": town.base}
+    boards = [
+        Board(town, contain, image, name, base)
+        for image, (name, base) in zip(images, bases.items(), strict=True)
+    ]
     town.until(lambda: len(town.versions()) > 1, "version 1", _PATIENCE_S)
     updates = town.updates(0)
     assert set(updates) == {"ann", "lite", "pi"}
     assert {update.fault for update in updates.values()} == {None}
     assert town.versions()[1].updates == 3
-    for board in (lite, torch):
+    for board in boards:
         asked = board.container.health()
         assert asked.returncode == 0, asked.stderr
         assert ", connected" in asked.stdout
@@ -103,11 +103,11 @@ def test_emulated_boards_of_both_images_train_a_version_beside_a_native_one(
 
 
 def test_a_board_whose_worker_is_killed_for_memory_costs_no_version(
-    town: Town, builder: Builder
+    town: Town, builder: Builder, contain: Contain
 ) -> None:
-    builder.image("agent-lite")
+    image = builder.image("agent-lite")
     hub(town, buffer=2, deadline_s=120.0)
-    board = Board(town, builder, "agent-lite", "tight", step(town), memory_mb=_TOO_FEW_MB)
+    board = Board(town, contain, image, "tight", step(town), memory_mb=_TOO_FEW_MB)
     native(town, "ann", invite(town))
     town.until(board.container.killed_for_memory, "the kernel has ended its worker", _PATIENCE_S)
     town.until(lambda: len(town.versions()) > 1, "version 1", _PATIENCE_S)
@@ -116,13 +116,13 @@ def test_a_board_whose_worker_is_killed_for_memory_costs_no_version(
     assert board.agent.running()
 
 
-def test_an_emulated_hub_serves_a_board(town: Town, builder: Builder) -> None:
+def test_an_emulated_hub_serves_a_board(town: Town, builder: Builder, contain: Contain) -> None:
     image = builder.image("hub")
     versions = {"buffer": 1, "deadline_s": _PATIENCE_S}
     write_hub(
         town, versions=versions, base="/base", broker={"kind": "mosquitto", "port": town.port}
     )
-    container = Container(town, image, town.folder / "hub", sees={"/base": town.base})
+    container = contain(image, town.folder / "hub", sees={"/base": town.base})
     container.start(log="hub")
     town.until(lambda: container.health().returncode == 0, "the hub is healthy", _JOIN_S)
     words = ("ffm", "hub", "invite", "--config", "hub.toml", "--host", "127.0.0.1", "--json")

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.arm64.containers import Container
 from tests.arm64.images import used_mb
 
 if TYPE_CHECKING:
+    from tests.arm64.containers import Contain
     from tests.arm64.images import Builder
-    from tests.e2e.conftest import Town
 
 _AARCH64: Final = 183  # EM_AARCH64 of elf.h
 # docs/boards.md states them; MB (10**6 bytes) of /opt/ffm, bytecode included.
@@ -48,13 +47,12 @@ def test_an_image_has_what_its_machine_runs_and_no_more(builder: Builder, target
 
 @targets
 def test_an_image_s_commands_run_as_nobody_special(
-    builder: Builder, town: Town, target: str
+    builder: Builder, contain: Contain, tmp_path: Path, target: str
 ) -> None:
-    volume = town.folder / "volume"
-    volume.mkdir()
+    volume = tmp_path / "volume"
     image = builder.image(target)
     assert image.ids() == (1000, 1000)
-    container = Container(town, image, volume, sees={})
+    container = contain(image, volume, sees={})
     for command in (("ffm", "--version"), ("ffm-launch", "--help"), ("ffm", "profile", "list")):
         asked = container.start(*command[1:], log="asked", entrypoint=command[:1])
         assert asked.wait(120) == 0, asked.said()
