@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _TRAINING = {"local_steps": 4, "batch_size": 4, "max_length": 32}
 _PATIENCE_S = 1500.0
 _JOIN_S = 300.0
-# An idle agent holds 65 MB with its emulator, and its worker another 200 or more.
-_TOO_FEW_MB = 200
+# An idle agent holds 70 MB with its emulator, and with its worker 237.
+_TOO_FEW_MB = 160
 
 
 def write_hub(town: Town, *, versions: dict[str, Any], **more: object) -> None:
