@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from ffm_common.files import make_folder
+from hub.broker import find_mosquitto
+from tests.arm64.lacking import lacking
 
 if TYPE_CHECKING:
     from tests.arm64.containers import Contain
@@ -19,6 +23,12 @@ _PATIENCE_S = 1500.0
 _JOIN_S = 300.0
 # An idle agent holds 70 MB with its emulator, and with its worker 237.
 _TOO_FEW_MB = 160
+
+
+@pytest.fixture(autouse=True)
+def _broker() -> None:
+    if find_mosquitto() is None:
+        lacking("mosquitto is not installed", "apt install mosquitto")
 
 
 def write_hub(town: Town, *, versions: dict[str, Any], **more: object) -> None:
