@@ -23,6 +23,7 @@ from learning import planning
 from learning.process import Worker
 from profiles import planner
 from profiles.calibration import Calibrations
+from profiles.enforcement import Enforcement
 from profiles.limits import Limits
 from profiles.planner import Plan
 from profiles.profile import Profile
@@ -110,6 +111,7 @@ class Training:
         self._ending_at: float | None = None
         self._voted = False
         self._started = 0.0
+        self._held: Enforcement | None = None
         self.plan: Plan | None = None
 
     @property
@@ -292,6 +294,14 @@ class Training:
             held_out=config.data.held_out,
         )
         self._worker = Worker(WORKER, job, TrainResult, folder=self._work, limits=limits)
+        self._say_held(self._worker.process.enforcement[0])
+
+    def _say_held(self, memory: Enforcement) -> None:
+        """Say what holds the worker's memory, when that is news: not all means are as good."""
+        if memory != self._held:
+            self._held = memory
+            why = f" ({memory.reason})" if memory.reason else ""
+            log.info("its worker's memory is held to %s by %s%s", memory.found, memory.means, why)
 
     def _finish(self, manifest: Manifest) -> Trained | None:
         worker, self._worker = self._worker, None

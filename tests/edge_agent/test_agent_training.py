@@ -112,7 +112,10 @@ def until_step(training: Training, step: int, seconds: float = 60) -> None:
     pytest.fail("the training did not get that far")
 
 
-def test_paused_or_killed_training_ends_as_if_nothing_had_happened(place: Place) -> None:
+def test_paused_or_killed_training_ends_as_if_nothing_had_happened(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ffm.agent")
     place.calibrate()
     calm = place.training("calm")
     calm.begin(place.manifest, [place.blob], place.residual)
@@ -138,6 +141,12 @@ def test_paused_or_killed_training_ends_as_if_nothing_had_happened(place: Place)
     with pytest.raises(WorkerFailed, match="killed"):
         finish(troubled)
     assert not troubled.running
+
+    # Of each agent once, however often it begins.
+    held = [line for line in caplog.messages if line.startswith("its worker's memory is held to ")]
+    assert [line.split(" by ")[0] for line in held] == 2 * [
+        f"its worker's memory is held to {PROFILE.memory_mb} MB"
+    ]
 
     again = place.training("troubled")  # as after a restart of the agent
     assert again.resumes(place.manifest)
