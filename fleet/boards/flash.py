@@ -145,6 +145,8 @@ def _invitation(token: str, now: float) -> Invitation:
     found = invitation.read(token)
     if found.ends and found.ends < now + _LEAST_S:
         ends = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(found.ends))
+        if found.ends < now:
+            raise TokenExpired(f"the invitation was good until {ends}")
         raise TokenExpired(f"the invitation is good until {ends}: too short for a first boot")
     return found
 

@@ -251,8 +251,10 @@ def test_an_invitation_that_runs_out_before_a_first_boot_is_refused(
 ) -> None:
     found = look(boot)
     flash.plan(wishes, found, now=card.NOW + 86400 - 7201)
-    with pytest.raises(TokenExpired, match=r"until 2027-01-16 08:00 UTC"):
+    with pytest.raises(TokenExpired, match=r"is good until 2027-01-16 08:00 UTC: too short"):
         flash.plan(wishes, found, now=card.NOW + 86400 - 7199)
+    with pytest.raises(TokenExpired, match=r"was good until 2027-01-16 08:00 UTC$"):
+        flash.plan(wishes, found, now=card.NOW + 86401)
 
 
 def test_a_private_key_is_never_put_on_a_card(wishes: Wishes, boot: Path, tmp_path: Path) -> None:
