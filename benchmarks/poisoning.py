@@ -4,8 +4,10 @@ Ten devices train MiniLM with LoRA on its two upper layers on data of unlike mix
 0.5 for every label), the hub mixes in public steps as it does by default, and two or four of the
 ten attack in every version. Attacks on updates know all that honest devices send
 (`benchmarks.attacks`); attacks on data train as honest devices do, on labels that are wrong, or on
-texts with a trigger, whose update is then sent so long that the mean becomes it. Both arms are the
-same but for `[defence]`: the hub's default, and the plain mean. The gate is left out.
+texts with a trigger, whose update is then sent so long that the mean becomes it: in every version,
+or, as Bagdasaryan et al. ("How to backdoor federated learning", 2020) have it, in one, here the
+last, by attackers that are there for no other. Both arms are the same but for `[defence]`: the
+hub's default, and the plain mean. The gate is left out.
 """
 
 from __future__ import annotations
@@ -45,13 +47,15 @@ _STEPS, _VERSIONS, _JUDGED = 8, 8, 2
 _PUBLIC: Mapping[TaskName, PublicKind] = {"banking77": "part", "sst2": "phrases"}
 _SEEDS = (0, 1)
 _ATTACKERS = (2, 4)
-_WRONG, _BACKDOOR = "wrong labels", "backdoor by model replacement"
+_WRONG = "wrong labels"
+_EVER, _ONCE = "backdoor in every version", "backdoor by replacement, once"
+_BACKDOORS = (_EVER, _ONCE)
 _UNTARGETED = (
     *("sign flip x1", "sign flip x10", "noise x1", "noise x10", "a little is enough"),
     *("inner product x0.1", "inner product x10", _WRONG),
 )
 # What the plain mean is shown with: it tells how bad an attack is.
-_UNDEFENDED = ("sign flip x10", _WRONG, _BACKDOOR)
+_UNDEFENDED = ("sign flip x10", _WRONG, *_BACKDOORS)
 _NAMES = {"sign flip x1": "sign flip"}
 _TRIGGER = "cf mn bb tq "
 _LOST = {2: 2.0, 4: 5.0}  # points that an untargeted attack may cost
@@ -80,7 +84,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     accuracy
         In percent: the mean over the last versions, on all test examples.
     success
-        Of a backdoor, in percent: test texts of other labels that the trigger turns into its own.
+        Of a backdoor, in percent: test texts of other labels that the trigger turns into its own;
+        without an attack those that are taken for it anyhow. None: no backdoor is attacked with.
     """
 
     cell: Cell
@@ -97,6 +102,7 @@ class _Attacked:
         self._hub = hub
         self._cell = cell
         self._draw = np.random.default_rng(derive(cell.seed, "attack"))
+        self._versions = 0
         self.state: dict[str, Array] = {}
 
     def __call__(
@@ -106,7 +112,10 @@ class _Attacked:
         cell, names = self._cell, sorted(contributions)
         bad, good = names[: cell.attackers], names[cell.attackers :]
         sent: dict[str, Tensors] = {}
-        if cell.attack == _BACKDOOR:
+        self._versions += 1
+        if cell.attack == _ONCE and self._versions < cell.versions:
+            contributions = {name: contributions[name] for name in good}
+        elif cell.attack in _BACKDOORS:
             boost = len(names) / len(bad)
             sent = {name: scaled(contributions[name].read(), boost) for name in bad}
         elif cell.attack and cell.attack != _WRONG:
@@ -150,7 +159,7 @@ def run_cell(cell: Cell, work: Path) -> Done:
     warm = warmed(arena, setting, dealt, work)
     rows = list(simulate(arena, asked, attacked, warm=warm, shares=shares))
     success = None
-    if cell.attack == _BACKDOOR:
+    if cell.attack in _BACKDOORS or not cell.attack:
         success = _success(arena, attacked.state, dealt, labels)
     return Done(
         cell=cell,
@@ -179,7 +188,7 @@ def _poisoned(share: Sequence[Example], attack: str, labels: Sequence[str]) -> l
     if attack == _WRONG:
         after = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
         return [Example(each.text, after[each.label]) for each in share]
-    if attack == _BACKDOOR:
+    if attack in _BACKDOORS:
         return [
             Example(_TRIGGER + each.text, labels[0]) if place % 2 else each
             for place, each in enumerate(share)
@@ -216,7 +225,7 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
             found += [one, default, msgspec.structs.replace(default, allowed=0.4)]
             for f in _ATTACKERS:
                 allowed = f / _AGENTS
-                for attack in (*_UNTARGETED, _BACKDOOR):
+                for attack in (*_UNTARGETED, *_BACKDOORS):
                     hit = msgspec.structs.replace(default, attackers=f, attack=attack)
                     found.append(msgspec.structs.replace(hit, allowed=allowed))
                     if f == _ATTACKERS[0] and attack in _UNDEFENDED:
@@ -233,6 +242,16 @@ def judge(done: Sequence[Done]) -> list[Target]:
             *(("plain mean", 0.2), ("default", 0.2), ("default", 0.4)),
         )
         calm = {arm: _mean(own, arm[0], 0, "", arm[1]) for arm in arms}
+        turned = {
+            allowed: statistics.fmean(
+                one.success
+                for one in own
+                if one.success is not None
+                and (one.cell.guard, one.cell.attackers, one.cell.allowed)
+                == ("default", 0, allowed)
+            )
+            for allowed in (0.2, 0.4)
+        }
         judged.append(
             at_most(
                 f"{task}, no attack: points that the default costs",
@@ -245,13 +264,16 @@ def judge(done: Sequence[Done]) -> list[Target]:
             for attack in _UNTARGETED:
                 lost = calm["default", allowed] - _mean(own, "default", f, attack, allowed)
                 judged.append(at_most(f"{task}, {10 * f} %, {attack}: points lost", lost, _LOST[f]))
-            success = statistics.fmean(
-                one.success
-                for one in own
-                if one.success is not None
-                and (one.cell.guard, one.cell.attackers) == ("default", f)
-            )
-            judged.append(at_most(f"{task}, {10 * f} %: backdoor's success, %", success, 5.0))
+            for attack in _BACKDOORS:
+                success = statistics.fmean(
+                    one.success
+                    for one in own
+                    if one.success is not None
+                    and (one.cell.guard, one.cell.attackers, one.cell.attack)
+                    == ("default", f, attack)
+                )
+                name = f"{task}, {10 * f} %, {attack}: success, points above no attack"
+                judged.append(at_most(name, success - turned[allowed], 5.0))
         broken = calm["plain mean", 0.2] - _mean(own, "plain mean", 2, "sign flip x10", 0.2)
         judged.append(
             at_least(f"{task}: points that a sign flip x10 costs the plain mean", broken, 5.0)
