@@ -50,6 +50,8 @@ _ATTACKERS = (2, 4)
 _WRONG = "wrong labels"
 _EVER, _ONCE = "backdoor in every version", "backdoor by replacement, once"
 _BACKDOORS = (_EVER, _ONCE)
+# The limit: whoever would attack is known, and his device's data are missed all the same.
+_ABSENT = "attackers left out"
 _UNTARGETED = (
     *("sign flip x1", "sign flip x10", "noise x1", "noise x10", "a little is enough"),
     *("inner product x0.1", "inner product x10", _WRONG),
@@ -113,7 +115,8 @@ class _Attacked:
         bad, good = names[: cell.attackers], names[cell.attackers :]
         sent: dict[str, Tensors] = {}
         self._versions += 1
-        if cell.attack == _ONCE and self._versions < cell.versions:
+        early = cell.attack == _ONCE and self._versions < cell.versions
+        if early or cell.attack == _ABSENT:
             contributions = {name: contributions[name] for name in good}
         elif cell.attack in _BACKDOORS:
             boost = len(names) / len(bad)
@@ -225,7 +228,7 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
             found += [one, default, msgspec.structs.replace(default, allowed=0.4)]
             for f in _ATTACKERS:
                 allowed = f / _AGENTS
-                for attack in (*_UNTARGETED, *_BACKDOORS):
+                for attack in (_ABSENT, *_UNTARGETED, *_BACKDOORS):
                     hit = msgspec.structs.replace(default, attackers=f, attack=attack)
                     found.append(msgspec.structs.replace(hit, allowed=allowed))
                     if f == _ATTACKERS[0] and attack in _UNDEFENDED:
