@@ -245,16 +245,6 @@ def judge(done: Sequence[Done]) -> list[Target]:
             *(("plain mean", 0.2), ("default", 0.2), ("default", 0.4)),
         )
         calm = {arm: _mean(own, arm[0], 0, "", arm[1]) for arm in arms}
-        turned = {
-            allowed: statistics.fmean(
-                one.success
-                for one in own
-                if one.success is not None
-                and (one.cell.guard, one.cell.attackers, one.cell.allowed)
-                == ("default", 0, allowed)
-            )
-            for allowed in (0.2, 0.4)
-        }
         judged.append(
             at_most(
                 f"{task}, no attack: points that the default costs",
@@ -268,15 +258,9 @@ def judge(done: Sequence[Done]) -> list[Target]:
                 lost = calm["default", allowed] - _mean(own, "default", f, attack, allowed)
                 judged.append(at_most(f"{task}, {10 * f} %, {attack}: points lost", lost, _LOST[f]))
             for attack in _BACKDOORS:
-                success = statistics.fmean(
-                    one.success
-                    for one in own
-                    if one.success is not None
-                    and (one.cell.guard, one.cell.attackers, one.cell.attack)
-                    == ("default", f, attack)
-                )
+                turned = _success_of(own, f, attack, allowed) - _success_of(own, 0, "", allowed)
                 name = f"{task}, {10 * f} %, {attack}: success, points above no attack"
-                judged.append(at_most(name, success - turned[allowed], 5.0))
+                judged.append(at_most(name, turned, 5.0))
         broken = calm["plain mean", 0.2] - _mean(own, "plain mean", 2, "sign flip x10", 0.2)
         judged.append(
             at_least(f"{task}: points that a sign flip x10 costs the plain mean", broken, 5.0)
@@ -284,13 +268,22 @@ def judge(done: Sequence[Done]) -> list[Target]:
     return judged
 
 
-def _mean(done: Sequence[Done], guard: Guard, f: int, attack: str, allowed: float) -> float:
-    return statistics.fmean(
-        one.accuracy
+def _seeds(done: Sequence[Done], guard: Guard, f: int, attack: str, allowed: float) -> list[Done]:
+    return [
+        one
         for one in done
         if (one.cell.guard, one.cell.attackers, one.cell.attack, one.cell.allowed)
         == (guard, f, attack, allowed)
-    )
+    ]
+
+
+def _mean(done: Sequence[Done], guard: Guard, f: int, attack: str, allowed: float) -> float:
+    return statistics.fmean(one.accuracy for one in _seeds(done, guard, f, attack, allowed))
+
+
+def _success_of(done: Sequence[Done], f: int, attack: str, allowed: float) -> float:
+    found = _seeds(done, "default", f, attack, allowed)
+    return statistics.fmean(one.success for one in found if one.success is not None)
 
 
 def table(done: Sequence[Done]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_agent.journal import Journal
-from ffm_common.files import sha256_bytes
+from ffm_common.files import listing
 
 _LOOK_S: Final = 60.0
 
@@ -57,9 +57,6 @@ class Freshness:
 def _mark(data: Path) -> str:
     """Give a digest of names, sizes and times of files; "" where they cannot be looked at."""
     try:
-        paths = sorted(data.rglob("*")) if data.is_dir() else [data]
-        stats = [(f"{path}", path.stat()) for path in paths]
+        return listing(data)
     except OSError:
         return ""
-    found = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return sha256_bytes(repr(found).encode())

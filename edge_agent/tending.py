@@ -156,8 +156,9 @@ class Tending:
 
     def tend(self, now: float) -> None:
         """Look after the data, and the worker: its vote, its progress, its update, its failure."""
-        state = self._announcer.state
-        self._announcer.set(state.status, fresh=self._freshness.fresh(now))
+        state, fresh = self._announcer.state, self._freshness.fresh(now)
+        if fresh != state.fresh:
+            self._announcer.set(state.status, fresh=fresh)
         manifest = self._training.begun
         if not self._training.running or manifest is None:
             return

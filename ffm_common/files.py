@@ -80,6 +80,25 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def listing(path: Path) -> str:
+    """Give a digest of names, sizes and times of a file, or of all that is below a folder.
+
+    A folder has no time of its own that tells of changes below. What is in files is not read.
+
+    Raises
+    ------
+    OSError
+        Something cannot be looked at.
+    """
+    paths = path.rglob("*") if path.is_dir() else (path,)
+    found = sorted(
+        (one.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns)
+        for one in paths
+        if (stat := one.stat())
+    )
+    return sha256_bytes(repr(found).encode())
+
+
 def sha256_file(path: Path) -> str:
     """Give the SHA-256 of a file in hex, reading 1 MiB at a time."""
     digest = hashlib.sha256()

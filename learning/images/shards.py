@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffm_common.errors import DataLabels
-from ffm_common.files import sha256_bytes
+from ffm_common.files import listing
 from ffm_common.task import Task
 from learning.engine import Batch
 from learning.images.geometry import Geometry
@@ -84,8 +84,8 @@ def image_shard(
     if cache is None:
         run = packed.in_memory(read()[0])
     else:
-        listing = _listing(path) if path.is_dir() else ""
-        run = cache.fetch(key_of(path, "pictures", listing, task.labels, geometry), read)
+        found = listing(path) if path.is_dir() else ""
+        run = cache.fetch(key_of(path, "pictures", found, task.labels, geometry), read)
     if run.contents.skipped:
         _log.info("%s: %d pictures of other labels are left out", path, run.contents.skipped)
     return ImageShard(run.ids, run.targets, geometry, run.contents.skipped)
@@ -130,13 +130,3 @@ def _pieces(
         yield Piece(_packed(picture.pixels, geometry), target)
     if not known:
         raise DataLabels("no picture has a label of this task", quotes=f"one is {other!r}")
-
-
-def _listing(folder: Path) -> str:
-    """Name what is in a folder: it has no time of its own that tells of changes below."""
-    found = sorted(
-        (path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns)
-        for path in folder.rglob("*")
-        if (stat := path.stat())
-    )
-    return sha256_bytes(repr(found).encode())

@@ -17,10 +17,8 @@ from typing import Final
 
 import msgspec
 
+from tests.arm64 import emulation
 from tests.arm64.lacking import lacking, program
-
-MIRROR: Final = "FFM_DEBIAN_MIRROR"
-"""Where packages come from, if not from where this machine's own apt gets them."""
 
 _SUITE: Final = "trixie"  # what Raspberry Pi OS has been made from since October 2025
 PYTHON: Final = "3.13"
@@ -102,7 +100,7 @@ def _make(folder: Path) -> None:
         *("--mode=root", "--skip=check/qemu", "--format=directory", "--variant=minbase"),
         *("--arch=arm64", f"--keyring={_KEYS}", f"--include={','.join(_PACKAGES)}"),
         *(f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in ("doc", "man", "locale")),
-        *(_SUITE, root, _mirror()),
+        *(_SUITE, root, emulation.mirror()),
     )
     for path, text in _MADE.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -114,16 +112,6 @@ def _make(folder: Path) -> None:
     shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
     _run(mke2fs, "-q", "-t", "ext4", "-L", "rootfs", "-d", root, folder / "root.ext4", _SIZE)
     shutil.rmtree(root)
-
-
-def _mirror() -> str:
-    if given := os.environ.get(MIRROR):
-        return given
-    asked = ("Created-By: Packages", "Label: Debian")
-    said = _run("apt-get", "indextargets", "--format", "$(REPO_URI)", *asked)
-    if not said.strip():
-        lacking("apt knows no mirror of Debian", f"apt-get update, or {MIRROR}=http://...")
-    return said.split()[0]
 
 
 def _emulated(*command: str | Path) -> None:
