@@ -252,10 +252,9 @@ class _Hub:
 class _Board:
     """A device: its data, how long it takes, and what it is at."""
 
-    def __init__(self, name: str, shard: Shard, examples: int, pace: float, cell: Cell) -> None:
+    def __init__(self, name: str, shard: Shard, pace: float, cell: Cell) -> None:
         self.name = name
         self._shard = shard
-        self._examples = examples
         self._pace = pace
         self._cell = cell
         self._start: Tensors = {}
@@ -284,7 +283,7 @@ class _Board:
             codec=_UP,
             seed=seed,
         )
-        return _Update(blob, self.version, self._examples)
+        return _Update(blob, self.version, trainer.worth)
 
 
 def paces(agents: int, slow: int, seed: int) -> list[float]:
@@ -302,7 +301,7 @@ def race(arena: Arena, cell: Cell) -> Done:
         hub = _Hub(arena, cell, Path(scratch))
         shares = arena.deal(cell.agents, cell.seed, cell.alpha)
         boards = [
-            _Board(f"agent-{place:02d}", arena.shard(share), len(share), pace, cell)
+            _Board(f"agent-{place:02d}", arena.shard(share), pace, cell)
             for place, (share, pace) in enumerate(
                 zip(shares, paces(cell.agents, cell.slow, cell.seed), strict=True)
             )

@@ -125,9 +125,10 @@ class _Attacked:
             attack = ATTACKS[_NAMES.get(cell.attack, cell.attack)]
             honest = [contributions[name].read() for name in good]
             sent = dict(zip(bad, attack(honest, len(bad), self._draw), strict=True))
+        # Who lies about an update lies about what it counts for, too.
+        claimed = max(one.examples for one in contributions.values())
         replaced = {
-            name: Contribution(partial(dict, update), contributions[name].examples)
-            for name, update in sent.items()
+            name: Contribution(partial(dict, update), claimed) for name, update in sent.items()
         }
         self.state = self._hub(version, {**contributions, **replaced})
         return self.state

@@ -160,6 +160,10 @@ class Arena:
         """Tokenize examples."""
         return labelled_shard(examples, self.task.labels, self._tokenizer, _LENGTH)
 
+    def worth(self, shard: Shard) -> int:
+        """Give how many examples an update from a shard counts for."""
+        return self.trainer(shard, 0).worth
+
     def train(self, start: Tensors, shard: Shard, steps: int, seed: int) -> dict[str, Array]:
         """Take local steps from `start`; give what the agent holds then."""
         self.engine.write(start)
@@ -329,9 +333,9 @@ class _Agent:
     ) -> None:
         self.name = name
         self.holds: int | None = None
-        self.examples = len(examples)
         self._arena = arena
         self._shard = arena.shard(examples)
+        self.examples = arena.worth(self._shard)
         self._asked = asked
         self._feedback = ErrorFeedback(residual) if loses(asked.up) else None
 

@@ -101,7 +101,7 @@ class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     examples
-        In the shard.
+        What the update counts for: those in the shard, fewer where they hardly tell labels apart.
     losses
         Of every step, those before a pause or a crash included.
     seconds, step_seconds
@@ -164,7 +164,7 @@ def train(job: TrainJob, folder: Path, report: process.Report) -> TrainResult:
     update = _encode(job, subtract(learner.engine.read(), start), folder / RESIDUAL)
     write_atomic(folder / UPDATE, update)
     return TrainResult(
-        examples=len(shard),
+        examples=trainer.worth,
         losses=tuple(losses),
         seconds=time.monotonic() - started,
         step_seconds=median(after - before for before, after in pairwise(moments)),

@@ -189,8 +189,9 @@ class Release(Message, frozen=True, kw_only=True):
 class Offer(Message, frozen=True, kw_only=True):
     """Agent: I have this update (`size` bytes) for `version`.
 
-    `examples` were trained on, ending at `loss`, in `seconds`. `again` says that the same was
-    offered before on this connection, and whatever the hub has asked for since was sent.
+    It counts for `examples`: those trained on, fewer where they hardly tell labels apart. Training
+    ended at `loss`, after `seconds`. `again` says that the same was offered before on this
+    connection, and whatever the hub has asked for since was sent.
     """
 
     digest: Digest

@@ -85,6 +85,9 @@ class Training(Config, frozen=True, kw_only=True):
     proximal
         FedProx (Li et al. 2020): how strongly a device is drawn back to the version that it
         started from, as the gradient of ``proximal / 2 * |w - w_version|^2``; 0 is not at all.
+    balanced
+        Classification: draw a device's labels equally often and adjust the scores of those that it
+        lacks (`learning.balance`), so that devices whose labels differ do not unlearn each other's.
     """
 
     local_steps: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 16
@@ -93,6 +96,7 @@ class Training(Config, frozen=True, kw_only=True):
     head_learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 2e-3
     max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] = 64
     proximal: Annotated[float, msgspec.Meta(ge=0, le=1e3)] = 0.0
+    balanced: bool = True
 
 
 class Task(Config, frozen=True, kw_only=True):

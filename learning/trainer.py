@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ffm_common.errors import AdapterInvalid, LossNotFinite
 from ffm_common.task import Training
-from ffm_common.tensors import Array
+from ffm_common.tensors import Array, Tensors
 from learning import checkpoint as checkpoints
 from learning.adam import Adam
+from learning.balance import Balance
 from learning.engine import Engine, Score, Scorer
 from learning.texts.batches import Shard
 
@@ -23,6 +24,7 @@ EVALUATION_BATCH = 32
 """Examples in memory at once where nobody asks for fewer."""
 # The PEFT names of trained heads: a classifier's, and a masked language model's.
 _HEADS = (".classifier.", ".transform.")
+_BIAS = "classifier.bias"
 
 Progress = Callable[[int, float], None]
 
@@ -92,9 +94,15 @@ class Trainer:
             for name in self._tensors
         }
         self._adam = Adam(self._tensors, rates)
+        self._bias, self._balance = _balance(self._tensors, shard, training)
         self.losses: list[float] = []
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
+
+    @property
+    def worth(self) -> int:
+        """How many examples what is trained counts for."""
+        return len(self._shard) if self._balance is None else self._balance.worth()
 
     @property
     def step(self) -> int:
@@ -116,10 +124,15 @@ class Trainer:
         LossNotFinite
             The engine keeps the state of the last good step.
         """
+        try:
+            return self._run(steps, progress, stop)
+        finally:
+            self._engine.write(self._tensors)
+
+    def _run(self, steps: int, progress: Progress | None, stop: Callable[[], bool]) -> list[float]:
         while self.step < steps:
             loss, gradients = self._accumulate(self.step)
             self._adam.step(self._tensors, gradients)
-            self._engine.write(self._tensors)
             self.losses.append(loss)
             if progress is not None:
                 progress(self.step, loss)
@@ -133,7 +146,9 @@ class Trainer:
 
     def _accumulate(self, step: int) -> tuple[float, dict[str, Array]]:
         """Give the loss and gradient of one step, micro-batch by micro-batch."""
-        chosen = self._shard.draw(self._batch_size, self._seed, step)
+        self._engine.write(self._shifted())
+        drawn_from = self._balance or self._shard
+        chosen = drawn_from.draw(self._batch_size, self._seed, step)
         total, sums = 0.0, {name: np.zeros_like(array) for name, array in self._tensors.items()}
         batches = list(self._shard.micro_batches(chosen, self._micro_batch))
         scored = sum(batch.scored for batch in batches)
@@ -150,6 +165,12 @@ class Trainer:
             raise LossNotFinite(f"the loss of step {step + 1} is {total}")
         # Rounded to what a checkpoint holds, so that a resumed run reports the same numbers.
         return float(np.float32(total)), sums
+
+    def _shifted(self) -> dict[str, Array]:
+        """Give the tensors as they are trained, with the scores of absent labels held back."""
+        if self._balance is None:
+            return self._tensors
+        return self._tensors | {self._bias: self._tensors[self._bias] + self._balance.shift}
 
     def _save(self, path: Path) -> None:
         losses = np.array(self.losses, dtype=np.float32)
@@ -172,6 +193,14 @@ class Trainer:
         """Name everything that a checkpoint holds."""
         values = {f"value/{name}": array for name, array in self._tensors.items()}
         return values | self._adam.state()
+
+
+def _balance(tensors: Tensors, shard: Shard, training: Training) -> tuple[str, Balance | None]:
+    """Give the balance of a classification's shard, and the tensor that takes its shift."""
+    if not training.balanced or shard.targets is None:
+        return "", None
+    (name,) = (each for each in tensors if each.endswith(_BIAS))
+    return name, Balance(shard.targets, len(tensors[name]))
 
 
 def evaluate(
