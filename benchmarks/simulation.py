@@ -141,6 +141,8 @@ class Arena:
         self._examples = training_set(task)
         self._test = self.shard(read_labelled(_FILES[task][1]))
         self.base = base.describe(base_folder(work)).digest
+        self.balanced = True
+        """Whether all that is trained here is balanced (`learning.balance`), as by default."""
 
     def start(self, seed: int) -> dict[str, Array]:
         """Give the fresh adapter of a seed, drawn so that it can be sent by `drawn` as it is."""
@@ -172,7 +174,7 @@ class Arena:
 
     def trainer(self, shard: Shard, seed: int, *, batch_size: int | None = None) -> Trainer:
         """Give what takes steps from what the engine holds."""
-        training = self.task.training
+        training = msgspec.structs.replace(self.task.training, balanced=self.balanced)
         if batch_size is not None:
             training = msgspec.structs.replace(training, batch_size=batch_size)
         return Trainer(

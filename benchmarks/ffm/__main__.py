@@ -3,7 +3,8 @@
 Federations of MiniLM with LoRA on its two upper layers, from the product's own parts
 (`benchmarks.simulation`, `hub.switching`), whose devices have few examples each and whose hub has
 public data that is not like theirs: half of the labels, another source, or phrases for sentences.
-Beside the policies: public data alone, each device alone, and everything in one place.
+Beside the policies: two of them without balanced training (`learning.balance`), public data alone,
+each device alone, and everything in one place.
 Every cell is one process's work of about a minute of CPU; a restarted run with `--work` goes on.
 """
 
@@ -38,6 +39,7 @@ def main() -> int:
         done = simulated(wanted, work, arguments.jobs)
     say(report.table(done))
     say(report.regret_table(done))
+    say(report.balance_table(done))
     if arguments.save:
         report.plot(DOCS / "ffm.png", done)
     judged = [] if arguments.quick else report.targets(done)

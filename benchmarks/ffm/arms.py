@@ -1,4 +1,4 @@
-"""The arms: five ways to mix, and three ways to learn without a federation."""
+"""The arms: five ways to mix, two of them without balance, and three without a federation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from hub.switching.warmup import until_flat
 from learning.texts.data import Example
 
 Federated: TypeAlias = Literal["never", "warmup-then-federated", "always", "fixed:0.3", "adaptive"]
+Plain: TypeAlias = Literal["never, plain", "adaptive, plain"]
+"""The same without `training.balanced`, on devices and hub: plain draws, scores as they are."""
 Apart: TypeAlias = Literal["public-only", "centralized", "alone"]
-ARMS: tuple[Federated | Apart, ...] = (*get_args(Federated), *get_args(Apart))
+Arm: TypeAlias = Federated | Plain | Apart
+ARMS: tuple[Arm, ...] = (*get_args(Federated), *get_args(Plain), *get_args(Apart))
 
 _TEST = 300
 # A warm-up ends when it gains no more, or here.
@@ -64,10 +67,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[Decision]
 
 
-def run(
-    arena: Arena, setting: Setting, arm: Federated | Apart, length: Length, work: Path
-) -> Outcome:
+def run(arena: Arena, setting: Setting, arm: Arm, length: Length, work: Path) -> Outcome:
     """Run one arm of a setting."""
+    arena.balanced = arm not in get_args(Plain)
     dealt = deal(setting)
     start = arena.start(setting.seed)
     if arm == "public-only":
@@ -90,7 +92,7 @@ def run(
         seed = derive(setting.seed, "alone")
         ends = [arena.train(start, arena.shard(device), steps, seed) for device in few]
         return _ends(arena, ends, setting)
-    policy = policy_of(arm)
+    policy = policy_of(arm.removesuffix(", plain"))
     hub = Hub(arena, policy, dealt, steps=length.local_steps, seed=setting.seed)
     asked = Federation(
         task=setting.task,
@@ -119,7 +121,8 @@ def run(
 
 def warmed(arena: Arena, setting: Setting, dealt: Dealt, work: Path) -> dict[str, Array]:
     """Train on public data until its held-out loss no longer falls; give the best adapter."""
-    path = work / f"warm-{setting.task}-{setting.public}-{setting.seed}.safetensors"
+    kind = "" if arena.balanced else "-plain"
+    path = work / f"warm-{setting.task}-{setting.public}-{setting.seed}{kind}.safetensors"
     if path.exists():
         return shape.load(path)
     best = _until_flat(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.ffm.arms import ARMS, Apart, Federated, Length, Outcome, run, warmed
+from benchmarks.ffm.arms import ARMS, Arm, Federated, Length, Outcome, run, warmed
 from benchmarks.ffm.data import PublicKind, Setting, deal
 from benchmarks.resumable import run_all
 from benchmarks.simulation import Arena, TaskName
@@ -30,7 +30,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One arm of one setting."""
 
     setting: Setting
-    arm: Federated | Apart
+    arm: Arm
     length: Length
 
     @property
@@ -109,4 +109,5 @@ def _prepare(missing: list[Cell], work: Path) -> None:
         for cell in missing:
             if cell.setting.task == task:
                 arena.start(cell.setting.seed)
-                warmed(arena, cell.setting, deal(cell.setting), work)
+                for arena.balanced in (True, False):
+                    warmed(arena, cell.setting, deal(cell.setting), work)

@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from benchmarks.ffm.arms import ARMS, Apart, Federated
+from benchmarks.ffm.arms import ARMS, Arm, Federated
 from benchmarks.ffm.cells import Done
 from benchmarks.ffm.data import Setting
 from benchmarks.result import Target, at_least
@@ -92,6 +92,25 @@ def regret_table(done: Sequence[Done]) -> str:
     return "\n".join(lines)
 
 
+def balance_table(done: Sequence[Done]) -> str:
+    """Give the points that balanced training adds: differences within a seed, over all fleets."""
+    lines = ["| task | public | alpha | federated only | adaptive |", "|---" * 5 + "|"]
+    gained: dict[tuple[str, str, float], dict[str, list[float]]] = {}
+    for (task, public, _, alpha), arms in _by_group(done).items():
+        row = gained.setdefault((task, public, alpha), {})
+        for arm in ("never", "adaptive"):
+            plain = {one.cell.setting.seed: accuracy(one) for one in arms.get(f"{arm}, plain", [])}
+            row.setdefault(arm, []).extend(
+                accuracy(one) - plain[one.cell.setting.seed]
+                for one in arms.get(arm, [])
+                if one.cell.setting.seed in plain
+            )
+    for (task, public, alpha), found in gained.items():
+        cells = [_spread(found[arm]) if found[arm] else "" for arm in ("never", "adaptive")]
+        lines.append("| " + " | ".join([task, public, f"{alpha:g}", *cells]) + " |")
+    return "\n".join(lines)
+
+
 def _against_chosen(arms: dict[str, list[Done]], arm: Federated) -> list[float]:
     """Give, seed by seed, points above the fixed arm that is best on all other seeds."""
     found = []
@@ -153,7 +172,7 @@ def targets(done: Sequence[Done]) -> list[Target]:
                     f"{name}: points above the best fixed arm", adaptive - max(fixed), _ALLOWED
                 )
             )
-        singles: tuple[Federated | Apart, ...] = ("never", "public-only")
+        singles: tuple[Arm, ...] = ("never", "public-only")
         judged += [
             at_least(f"{name}: points above {arm}", adaptive - _mean(arms[arm]), 0.0)
             for arm in singles
