@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -21,6 +22,7 @@ Mode: TypeAlias = Literal["rwc", "rw", "ro"]
 
 _BUSY_S: Final = 10.0
 """How long others may hold the file before it counts as one that cannot be written."""
+_AGAIN_S: Final = 0.02
 
 
 class Rows(list[sqlite3.Row]):
@@ -113,7 +115,7 @@ class Database:
             self._sql.backup(copy)
 
     def _set_up(self, schema: str, schema_format: int, *, make: bool) -> None:
-        self.execute("PRAGMA journal_mode = WAL")
+        self._use_wal()
         # A receipt promises durability: a commit must reach the disk before it returns.
         self.execute("PRAGMA synchronous = FULL")
         self.execute("PRAGMA foreign_keys = ON")
@@ -123,6 +125,19 @@ class Database:
                 for statement in schema.split(";"):
                     self.execute(statement)
                 self.execute(f"PRAGMA user_version = {schema_format}")
+
+    def _use_wal(self) -> None:
+        """Switch the file over: here SQLite does not wait for others by itself, so this does."""
+        until = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self.execute("PRAGMA journal_mode = WAL")
+            except PathUnwritable as error:
+                if not _is_busy(error) or time.monotonic() > until:
+                    raise
+                time.sleep(_AGAIN_S)
+            else:
+                return
 
     def _check(self, schema_format: int) -> bool:
         """Refuse a file that is damaged, or of another format; tell whether it is empty."""
@@ -148,3 +163,9 @@ class Database:
             raise  # a bug of ours, not the disk's
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise LedgerBroken(f"{self._path}: {error}") from error
+
+
+def _is_busy(error: PathUnwritable) -> bool:
+    cause = error.__cause__
+    # The lowest byte; the others say more of why.
+    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

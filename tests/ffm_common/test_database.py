@@ -144,3 +144,14 @@ def test_a_copy_is_whole_in_the_middle_of_a_write(notes: Database, tmp_path: Pat
         notes.backup(tmp_path / "copy.db")
     with closing(opened(tmp_path / "copy.db")) as copy:
         assert names(copy) == ["one"]
+
+
+def test_a_new_file_that_another_is_just_making_is_waited_for(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ends = threading.Timer(0.3, other.execute, ["COMMIT"])
+        ends.start()
+        with closing(opened(path)) as database:
+            write(database, "one")
+            assert names(database) == ["one"]
+        ends.join()
