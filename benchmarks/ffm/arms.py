@@ -21,7 +21,7 @@ from hub.switching.warmup import until_flat
 from learning.texts.data import Example
 
 Federated: TypeAlias = Literal["never", "warmup-then-federated", "always", "fixed:0.3", "adaptive"]
-Plain: TypeAlias = Literal["never, plain", "adaptive, plain"]
+Plain: TypeAlias = Literal["plain never", "plain adaptive"]
 """The same without `training.balanced`, on devices and hub: plain draws, scores as they are."""
 Apart: TypeAlias = Literal["public-only", "centralized", "alone"]
 Arm: TypeAlias = Federated | Plain | Apart
@@ -92,7 +92,7 @@ def run(arena: Arena, setting: Setting, arm: Arm, length: Length, work: Path) ->
         seed = derive(setting.seed, "alone")
         ends = [arena.train(start, arena.shard(device), steps, seed) for device in few]
         return _ends(arena, ends, setting)
-    policy = policy_of(arm.removesuffix(", plain"))
+    policy = policy_of(arm.removeprefix("plain "))
     hub = Hub(arena, policy, dealt, steps=length.local_steps, seed=setting.seed)
     asked = Federation(
         task=setting.task,

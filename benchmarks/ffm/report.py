@@ -99,7 +99,7 @@ def balance_table(done: Sequence[Done]) -> str:
     for (task, public, _, alpha), arms in _by_group(done).items():
         row = gained.setdefault((task, public, alpha), {})
         for arm in ("never", "adaptive"):
-            plain = {one.cell.setting.seed: accuracy(one) for one in arms.get(f"{arm}, plain", [])}
+            plain = {one.cell.setting.seed: accuracy(one) for one in arms.get(f"plain {arm}", [])}
             row.setdefault(arm, []).extend(
                 accuracy(one) - plain[one.cell.setting.seed]
                 for one in arms.get(arm, [])

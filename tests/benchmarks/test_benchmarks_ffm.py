@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ffm import report
-from benchmarks.ffm.arms import ARMS, Apart, Federated, Length, Outcome, Point
+from benchmarks.ffm.arms import ARMS, Arm, Length, Outcome, Point
 from benchmarks.ffm.cells import Cell, Done, cells, run_cell
 from benchmarks.ffm.data import Setting, deal
 from benchmarks.models import DATA
@@ -17,7 +17,7 @@ needs_data = pytest.mark.skipif(not DATA.exists(), reason="the datasets are not 
 SETTING = Setting(task="banking77", public="part", agents=5, alpha=0.5, seed=0)
 
 
-def done(arm: Federated | Apart, accuracies: list[float], seed: int = 0) -> Done:
+def done(arm: Arm, accuracies: list[float], seed: int = 0) -> Done:
     points = [
         Point(version=place, accuracy=value, loss=1.0, whole=value if place >= 2 else None)
         for place, value in enumerate(accuracies)
