@@ -106,7 +106,7 @@ def test_the_table_shows_the_spread_over_seeds() -> None:
 
 
 def test_a_policy_is_compared_with_the_one_that_was_best_on_other_seeds() -> None:
-    ends: dict[Federated, tuple[float, float]] = {
+    ends: dict[Arm, tuple[float, float]] = {
         "adaptive": (0.6, 0.6),
         "never": (0.3, 0.3),
         "warmup-then-federated": (0.65, 0.5),  # the luckiest of the first seed
