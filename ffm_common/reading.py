@@ -8,6 +8,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from ffm_common.files import sha256_bytes
+
 MOST_BYTES: Final = 16 << 20
 
 T = TypeVar("T")
@@ -43,6 +45,15 @@ def read_json(path: Path, kind: type[T], *, most: int = MOST_BYTES) -> T:
             raise Unreadable(f"it has {size} bytes, the limit is {most}")
         data = file.read(size)
     return from_json(data, kind)
+
+
+def own_digest(document: dict[str, Any]) -> str:
+    """Give the SHA-256 of a JSON object but for its own ``digest``, which is taken for empty.
+
+    It is over what the file says and not over what a struct makes of it: a later release, whose
+    struct has one more field, still finds the digest that an earlier one wrote.
+    """
+    return sha256_bytes(msgspec.json.encode(document | {"digest": ""}))
 
 
 def as_type(values: Any, kind: type[T]) -> T:

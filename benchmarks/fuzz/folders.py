@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from benchmarks.chaos import fixed
 from benchmarks.fuzz.subject import Subject
 from benchmarks.fuzz.wire import TASK
 from ffm_common.files import make_folder, sha256_bytes
+from ffm_common.reading import own_digest
 from ffm_common.task import Task
 from learning import adapter, base, engines, planning
 from learning.adapter import Card
@@ -23,6 +24,8 @@ from learning.onnx import folder as steps
 from learning.onnx import merged
 from learning.onnx.folder import Exported, Lookup
 from learning.texts.tokens import Tokenizer
+
+Named = TypeVar("Named", Exported, merged.Merged)
 
 _DIGEST: Final = "ab" * 32
 _WORDS: Final = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "a", "cat", "the", "##s")
@@ -187,7 +190,7 @@ def exported_step(work: Path) -> Subject:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return data
         if draw.random() < 0.9:
-            said = msgspec.structs.replace(said, digest=steps.digest_of(said))
+            said = _named(said)
         return msgspec.json.encode(said)
 
     seeds = {
@@ -197,6 +200,11 @@ def exported_step(work: Path) -> Subject:
     return Subject(_of_file(work / steps.MANIFEST, read), seeds, "json", mend)
 
 
+def _named(said: Named) -> Named:
+    """Give a description the digest that belongs to it."""
+    return msgspec.structs.replace(said, digest=own_digest(msgspec.to_builtins(said)))
+
+
 def merged_model(work: Path) -> Subject:
     """answer.json of a merged model."""
     (work / merged.MODEL).write_bytes(b"graph")
@@ -204,7 +212,7 @@ def merged_model(work: Path) -> Subject:
     said = merged.Merged(
         digest="", base_digest=_DIGEST, version=3, weights="int8", task=TASK, files=files
     )
-    said = msgspec.structs.replace(said, digest=merged.digest_of(said))
+    said = _named(said)
 
     def mend(data: bytes, draw: random.Random) -> bytes:
         try:
@@ -212,7 +220,7 @@ def merged_model(work: Path) -> Subject:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return data
         if draw.random() < 0.9:
-            found = msgspec.structs.replace(found, digest=merged.digest_of(found))
+            found = _named(found)
         return msgspec.json.encode(found)
 
     parse = _of_file(work / merged.CARD, merged.verify)

@@ -12,14 +12,13 @@ all of them by their digests.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from ffm_common.errors import ModelDigest, ModelMissing
-from ffm_common.files import sha256_bytes
-from ffm_common.reading import Unreadable, read_json
+from ffm_common.reading import Unreadable, own_digest, read_json
 from ffm_common.task import Task
 from learning.base import check_files
 
@@ -59,7 +58,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     digest
-        Names the whole folder: SHA-256 over the rest of this struct.
+        Names the whole folder: SHA-256 over the rest of the file (`own_digest`).
     base_digest
         Of the base folder that the weights were taken from.
     weights
@@ -83,11 +82,6 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str]
 
 
-def digest_of(exported: Exported) -> str:
-    """Give the digest that belongs to `exported`, whatever digest it has now."""
-    return sha256_bytes(msgspec.json.encode(msgspec.structs.replace(exported, digest="")))
-
-
 def describe(folder: Path) -> Exported:
     """Read ``onnx.json``; ModelMissing if it is not there or not one."""
     try:
@@ -107,7 +101,7 @@ def verify(folder: Path) -> Exported:
         A file is absent, or differs by as little as one bit; the file is named.
     """
     exported = describe(folder)
-    if digest_of(exported) != exported.digest:
+    if own_digest(read_json(folder / MANIFEST, dict[str, Any])) != exported.digest:
         raise ModelDigest(f"{folder / MANIFEST} does not match its own digest")
     check_files(folder, exported.files, but=MANIFEST)
     return exported

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ffm_common.errors import ModelDigest, ModelMissing
-from ffm_common.files import sha256_bytes
-from ffm_common.reading import Unreadable, read_json
+from ffm_common.reading import Unreadable, own_digest, read_json
 from ffm_common.task import Task
 from ffm_common.tensors import Array
 from learning.answers import Answer, answers
@@ -38,7 +37,7 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     digest
-        Names the whole folder: SHA-256 over the rest of this struct.
+        Names the whole folder: SHA-256 over the rest of the file (`own_digest`).
     base_digest, version
         Of the base, and of the adapter that was merged into it.
     weights
@@ -126,11 +125,6 @@ def is_merged(folder: Path) -> bool:
     return (folder / CARD).is_file()
 
 
-def digest_of(merged: Merged) -> str:
-    """Give the digest that belongs to `merged`, whatever digest it has now."""
-    return sha256_bytes(msgspec.json.encode(msgspec.structs.replace(merged, digest="")))
-
-
 def verify(folder: Path) -> Merged:
     """Read every byte of a merged model and check it against its digests.
 
@@ -145,7 +139,7 @@ def verify(folder: Path) -> Merged:
         raise ModelMissing(f"{folder} is no merged model") from error
     except Unreadable as error:
         raise ModelMissing(f"{folder / CARD}: {error}") from error
-    if digest_of(merged) != merged.digest:
+    if own_digest(read_json(folder / CARD, dict[str, Any])) != merged.digest:
         raise ModelDigest(f"{folder / CARD} does not match its own digest")
     check_files(folder, merged.files, but=CARD)
     return merged

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ffm_common.reading import Unreadable, as_type, from_json, read_json
+from ffm_common.reading import Unreadable, as_type, from_json, own_digest, read_json
 
 
 class Pair(msgspec.Struct):
@@ -56,3 +56,12 @@ def test_plain_values_are_refused_with_the_same_error() -> None:
     assert as_type({"name": "a"}, Pair) == Pair("a")
     with pytest.raises(Unreadable, match="missing required field"):
         as_type({}, Pair)
+
+
+def test_a_file_keeps_its_own_digest_when_a_struct_gets_another_field() -> None:
+    written = {"digest": "", "pair": {"name": "a"}, "rate": 2e-3}
+    digest = own_digest(written)
+    read = from_json(msgspec.json.encode(written | {"digest": digest}), dict[str, Any])
+    assert own_digest(read) == digest
+    assert own_digest(read | {"later": True}) != digest
+    assert own_digest(read | {"rate": 3e-3}) != digest
