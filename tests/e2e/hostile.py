@@ -228,6 +228,7 @@ class Arena:
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Hold everything to be afterwards as it was, and everybody to be alive."""
+        self.until(lambda: "starting" not in self.statuses().values(), "what was before is over")
         before = self.state()
         yield
         for at in ("hub", *self.agents):

@@ -256,7 +256,7 @@ def test_a_restarted_agent_remembers_which_manifest_was_the_newest(hostile: Aren
     hostile.until(
         lambda: hostile.agents[ANN].it._tending.manifest is not None, "the newest is taken"
     )
-    hostile.until(lambda: hostile.statuses()[ANN] == "idle", "Ann has nothing else to do")
+    hostile.until(lambda: hostile.statuses().get(ANN) == "idle", "Ann has nothing else to do")
 
 
 def test_forged_receipts_empty_no_outbox(hostile: Arena) -> None:
