@@ -174,9 +174,10 @@ class Arena:
 
     def trainer(self, shard: Shard, seed: int, *, batch_size: int | None = None) -> Trainer:
         """Give what takes steps from what the engine holds."""
-        training = msgspec.structs.replace(self.task.training, balanced=self.balanced)
-        if batch_size is not None:
-            training = msgspec.structs.replace(training, batch_size=batch_size)
+        training = self.task.training
+        training = msgspec.structs.replace(
+            training, balanced=self.balanced, batch_size=batch_size or training.batch_size
+        )
         return Trainer(
             self.engine, self._seen(shard), training, micro_batch=training.batch_size, seed=seed
         )

@@ -129,15 +129,18 @@ class Database:
     def _use_wal(self) -> None:
         """Switch the file over: here SQLite does not wait for others by itself, so this does."""
         until = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                self.execute("PRAGMA journal_mode = WAL")
-            except PathUnwritable as error:
-                if not _is_busy(error) or time.monotonic() > until:
-                    raise
-                time.sleep(_AGAIN_S)
-            else:
-                return
+        with self._translated():
+            while True:
+                try:
+                    self._sql.execute("PRAGMA journal_mode = WAL").close()
+                except sqlite3.OperationalError as error:
+                    # The lowest byte; the others say more of why.
+                    busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                    if not busy or time.monotonic() > until:
+                        raise
+                    time.sleep(_AGAIN_S)
+                else:
+                    return
 
     def _check(self, schema_format: int) -> bool:
         """Refuse a file that is damaged, or of another format; tell whether it is empty."""
@@ -163,9 +166,3 @@ class Database:
             raise  # a bug of ours, not the disk's
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise LedgerBroken(f"{self._path}: {error}") from error
-
-
-def _is_busy(error: PathUnwritable) -> bool:
-    cause = error.__cause__
-    # The lowest byte; the others say more of why.
-    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

@@ -13,6 +13,7 @@ from ffm_common.files import sha256_bytes
 MOST_BYTES: Final = 16 << 20
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Unreadable(ValueError):
@@ -54,6 +55,11 @@ def own_digest(document: dict[str, Any]) -> str:
     struct has one more field, still finds the digest that an earlier one wrote.
     """
     return sha256_bytes(msgspec.json.encode(document | {"digest": ""}))
+
+
+def with_own_digest(said: S) -> S:
+    """Give a struct the ``digest`` that belongs to it, whatever digest it has now."""
+    return msgspec.structs.replace(said, digest=own_digest(msgspec.to_builtins(said)))
 
 
 def as_type(values: Any, kind: type[T]) -> T:

@@ -55,8 +55,9 @@ class Balance:
         """
         return [self._at(place, seed) for place in range(step * size, (step + 1) * size)]
 
+    @property
     def worth(self) -> int:
-        """Give how many examples an update from these counts for: 1 to all of them.
+        """How many examples an update from these counts for: 1 to all of them.
 
         All where every label of the federation is there as often; 1 where there is but one label.
         It is their number times the chance that two of them, drawn with replacement, differ in

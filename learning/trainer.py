@@ -102,7 +102,7 @@ class Trainer:
     @property
     def worth(self) -> int:
         """How many examples what is trained counts for."""
-        return len(self._shard) if self._balance is None else self._balance.worth()
+        return len(self._shard) if self._balance is None else self._balance.worth
 
     @property
     def step(self) -> int:

@@ -36,6 +36,11 @@ _ALONE = 5
 """Devices that are trained alone; their mean is the arm."""
 
 
+def balanced(arm: Arm) -> bool:
+    """Tell whether an arm trains balanced, as by default."""
+    return arm not in get_args(Plain)
+
+
 class Length(msgspec.Struct, frozen=True, kw_only=True):
     """How long a federation lasts: versions, and the devices' steps for each.
 
@@ -69,7 +74,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(arena: Arena, setting: Setting, arm: Arm, length: Length, work: Path) -> Outcome:
     """Run one arm of a setting."""
-    arena.balanced = arm not in get_args(Plain)
+    arena.balanced = balanced(arm)
     dealt = deal(setting)
     start = arena.start(setting.seed)
     if arm == "public-only":

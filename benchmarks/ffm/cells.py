@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.ffm.arms import ARMS, Arm, Federated, Length, Outcome, run, warmed
+from benchmarks.ffm.arms import ARMS, Arm, Federated, Length, Outcome, balanced, run, warmed
 from benchmarks.ffm.data import PublicKind, Setting, deal
 from benchmarks.resumable import run_all
 from benchmarks.simulation import Arena, TaskName
@@ -109,5 +109,5 @@ def _prepare(missing: list[Cell], work: Path) -> None:
         for cell in missing:
             if cell.setting.task == task:
                 arena.start(cell.setting.seed)
-                for arena.balanced in (True, False):
-                    warmed(arena, cell.setting, deal(cell.setting), work)
+                arena.balanced = balanced(cell.arm)
+                warmed(arena, cell.setting, deal(cell.setting), work)

@@ -99,14 +99,11 @@ def balance_table(done: Sequence[Done]) -> str:
     for (task, public, _, alpha), arms in _by_group(done).items():
         row = gained.setdefault((task, public, alpha), {})
         for arm in ("never", "adaptive"):
-            plain = {one.cell.setting.seed: accuracy(one) for one in arms.get(f"plain {arm}", [])}
-            row.setdefault(arm, []).extend(
-                accuracy(one) - plain[one.cell.setting.seed]
-                for one in arms.get(arm, [])
-                if one.cell.setting.seed in plain
-            )
-    for (task, public, alpha), found in gained.items():
-        cells = [_spread(found[arm]) if found[arm] else "" for arm in ("never", "adaptive")]
+            own, plain = _by_seed(arms.get(arm, [])), _by_seed(arms.get(f"plain {arm}", []))
+            found = [own[seed] - plain[seed] for seed in own.keys() & plain.keys()]
+            row.setdefault(arm, []).extend(found)
+    for (task, public, alpha), row in gained.items():
+        cells = [_spread(points) if points else "" for points in row.values()]
         lines.append("| " + " | ".join([task, public, f"{alpha:g}", *cells]) + " |")
     return "\n".join(lines)
 
@@ -114,7 +111,7 @@ def balance_table(done: Sequence[Done]) -> str:
 def _against_chosen(arms: dict[str, list[Done]], arm: Federated) -> list[float]:
     """Give, seed by seed, points above the fixed arm that is best on all other seeds."""
     found = []
-    by_seed = {name: {one.cell.setting.seed: accuracy(one) for one in arms[name]} for name in arms}
+    by_seed = {name: _by_seed(done) for name, done in arms.items()}
     for seed, own in by_seed[arm].items():
         others = {
             name: [value for place, value in by_seed[name].items() if place != seed]
@@ -201,6 +198,10 @@ def _ahead(name: str, adaptive: list[Done], warm: list[Done]) -> Target:
 
 def _mean(done: Sequence[Done]) -> float:
     return statistics.mean(accuracy(each) for each in done)
+
+
+def _by_seed(done: Sequence[Done]) -> dict[int, float]:
+    return {each.cell.setting.seed: accuracy(each) for each in done}
 
 
 def _spread(found: Sequence[float]) -> str:

@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from benchmarks.chaos import fixed
 from benchmarks.fuzz.subject import Subject
 from benchmarks.fuzz.wire import TASK
 from ffm_common.files import make_folder, sha256_bytes
-from ffm_common.reading import own_digest
+from ffm_common.reading import with_own_digest
 from ffm_common.task import Task
 from learning import adapter, base, engines, planning
 from learning.adapter import Card
@@ -24,8 +24,6 @@ from learning.onnx import folder as steps
 from learning.onnx import merged
 from learning.onnx.folder import Exported, Lookup
 from learning.texts.tokens import Tokenizer
-
-Named = TypeVar("Named", Exported, merged.Merged)
 
 _DIGEST: Final = "ab" * 32
 _WORDS: Final = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "a", "cat", "the", "##s")
@@ -190,7 +188,7 @@ def exported_step(work: Path) -> Subject:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return data
         if draw.random() < 0.9:
-            said = _named(said)
+            said = with_own_digest(said)
         return msgspec.json.encode(said)
 
     seeds = {
@@ -200,11 +198,6 @@ def exported_step(work: Path) -> Subject:
     return Subject(_of_file(work / steps.MANIFEST, read), seeds, "json", mend)
 
 
-def _named(said: Named) -> Named:
-    """Give a description the digest that belongs to it."""
-    return msgspec.structs.replace(said, digest=own_digest(msgspec.to_builtins(said)))
-
-
 def merged_model(work: Path) -> Subject:
     """answer.json of a merged model."""
     (work / merged.MODEL).write_bytes(b"graph")
@@ -212,7 +205,7 @@ def merged_model(work: Path) -> Subject:
     said = merged.Merged(
         digest="", base_digest=_DIGEST, version=3, weights="int8", task=TASK, files=files
     )
-    said = _named(said)
+    said = with_own_digest(said)
 
     def mend(data: bytes, draw: random.Random) -> bytes:
         try:
@@ -220,7 +213,7 @@ def merged_model(work: Path) -> Subject:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return data
         if draw.random() < 0.9:
-            found = _named(found)
+            found = with_own_digest(found)
         return msgspec.json.encode(found)
 
     parse = _of_file(work / merged.CARD, merged.verify)

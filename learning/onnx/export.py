@@ -20,7 +20,7 @@ from onnx import TensorProto
 from ffm_common import tensors as shape
 from ffm_common.errors import ModelUnsupported, PathUnwritable
 from ffm_common.files import make_folder, sha256_file, write_atomic
-from ffm_common.reading import own_digest
+from ffm_common.reading import with_own_digest
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
 from learning import base
@@ -141,9 +141,7 @@ def export(
             below=below,
             files=files,
         )
-        exported = msgspec.structs.replace(
-            exported, digest=own_digest(msgspec.to_builtins(exported))
-        )
+        exported = with_own_digest(exported)
         write_atomic(part / MANIFEST, msgspec.json.format(msgspec.json.encode(exported)))
         part.chmod(0o755)
         shutil.rmtree(out, ignore_errors=True)

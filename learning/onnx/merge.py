@@ -17,7 +17,7 @@ import numpy as np
 
 from ffm_common.errors import ModelDigest, ModelUnsupported, PathUnwritable
 from ffm_common.files import make_folder, sha256_file, write_atomic
-from ffm_common.reading import own_digest
+from ffm_common.reading import with_own_digest
 from ffm_common.task import Task
 from ffm_common.tensors import Array, Tensors
 from learning import adapter, base
@@ -84,7 +84,7 @@ def merge(
             task=card.task,
             files={path.name: sha256_file(path) for path in sorted(finished.iterdir())},
         )
-        merged = msgspec.structs.replace(merged, digest=own_digest(msgspec.to_builtins(merged)))
+        merged = with_own_digest(merged)
         write_atomic(finished / CARD, msgspec.json.format(msgspec.json.encode(merged)))
         shutil.rmtree(out, ignore_errors=True)
         finished.rename(out)

@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 import pytest
 
 from ffm_common.tied import tied
+from tests.arm64 import emulation
 from tests.arm64.lacking import program
 from tests.arm64.rootfs import System
 from tests.brokers import HOST, free_port
@@ -98,7 +99,7 @@ class Board:
                 "-M",
                 "virt",
                 "-cpu",
-                "cortex-a72",
+                emulation.CPU,
                 "-smp",
                 "2",
                 "-m",

@@ -70,12 +70,12 @@ def test_nothing_is_shifted_where_all_labels_are_there() -> None:
 def test_an_update_counts_for_the_examples_that_tell_labels_apart(
     held: list[int], counts_for: int
 ) -> None:
-    assert Balance(np.array(held), 3).worth() == counts_for
+    assert Balance(np.array(held), 3).worth == counts_for
 
 
 @given(targets)
 def test_an_update_counts_for_one_example_at_least_and_for_all_at_most(held: np.ndarray) -> None:
-    assert 1 <= Balance(held, 6).worth() <= len(held)
+    assert 1 <= Balance(held, 6).worth <= len(held)
 
 
 def only(shard: Shard, label: int) -> Shard:
