@@ -21,7 +21,7 @@ import ffm
 from benchmarks.chaos.town import FEDERATION, Setting, Town
 from federation import messages
 from federation.connection.carrier import Carrier
-from federation.connection.session import Session
+from federation.connection.session import Connected, Session
 from federation.messages import AgentState, Get, InQuarantine, Message, Offer, Reject, Vote
 from federation.topics import Topics, UpKind
 from federation.transfer.chunks import pack
@@ -32,7 +32,8 @@ from hub.broker import find_mosquitto
 from hub.trust.authority import Authority
 from hub.trust.members import Members
 from hub.trust.trusting import IDENTITY
-from tests.guarded import HOST, connected, heard, keep, tls_of
+from tests.brokers import wait_for
+from tests.guarded import HOST, heard, keep, tls_of
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
@@ -73,7 +74,8 @@ class Member:
         with contextlib.closing(
             Session(HOST, port, "x", subscriptions=down, carrier=Carrier(tls=tls))
         ) as found:
-            connected(found)
+            # The broker may be reading its lists just now, and hang up: a board tries again, too.
+            wait_for(found, lambda event: isinstance(event, Connected))
             yield found
 
     def socket(self) -> ssl.SSLSocket:
