@@ -61,7 +61,7 @@ _UNDEFENDED = ("sign flip x10", _WRONG, *_BACKDOORS)
 _NAMES = {"sign flip x1": "sign flip"}
 _TRIGGER = "cf mn bb tq "
 _LOST = {2: 2.0, 4: 5.0}  # points that an untargeted attack may cost
-_PLAIN = Defence(clip=False, company=False, trust=False)
+_PLAIN = Defence(clip=False, company=False, trust=False, reputation=False)
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from hub.robust.defend import defend
 
 AGENTS = 20
 _SHARE = 0.4
-_BARE = Defence(clip=False, company=False, trust=False, attackers=_SHARE)
+_BARE = Defence(clip=False, company=False, trust=False, reputation=False, attackers=_SHARE)
 _CLIPPED = replace(_BARE, clip=True)
 RULES: Mapping[str, Defence] = {
     "clip + company + trust": Defence(attackers=_SHARE),

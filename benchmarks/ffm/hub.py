@@ -56,6 +56,7 @@ class Hub:
         self._reports: dict[str, float] = {}
         self._state = State()
         self._medians: dict[str, float] = {}
+        self._reputation: dict[str, float] = {}
         self._server = Server()
         self._moments = load_moments(None, self._server, arena.engine.read())
         self.decisions: list[Decision] = []
@@ -73,8 +74,10 @@ class Hub:
             defence=self._defence,
             state=self._state,
             medians=self._medians,
+            reputation=self._reputation,
         )
         self._state, self._medians = found.state, found.medians
+        self._reputation = found.reputation
         self.decisions.append(found.decision)
         made, self._moments = step(self._server, version, found.tensors, self._moments)
         return made

@@ -148,6 +148,7 @@ def add_up(
         defence=settings.defence,
         state=record.state,
         medians=record.medians,
+        reputation=record.reputation,
         least=settings.adapter.ranks[0],
     )
     moments = load_moments(carried, settings.server, version)

@@ -24,7 +24,7 @@ from hub.making.candidate import Candidate, Counted, add_up
 from hub.making.downlink import RESIDUAL, Before, Sent, encode
 from hub.making.job import Former, VersionJob
 from hub.robust.judgement import Judgement
-from hub.robust.reputation import renewed, rolled_back
+from hub.robust.reputation import WORST, renewed, rolled_back
 from hub.switching.policy import policy_of
 from hub.switching.public_step import PublicStep
 from hub.switching.warmup import warmed_up
@@ -210,7 +210,7 @@ class Trial:
             judgements=made.judgements,
             medians=made.medians,
             notes=made.notes,
-            reputation=_renewed(job.record.reputation, made.judgements),
+            reputation=made.reputation,
         )
         sent = encode(
             found.tensors,
@@ -290,11 +290,10 @@ class Trial:
         record = replace(found.record, verdict=ruling)
         if not ruling.without:
             return replace(found, record=record)
-        judgements = {**record.judgements, **self._blamed(ruling.without)}
         record = replace(
             record,
-            judgements=judgements,
-            reputation=_renewed(self._job.record.reputation, judgements),
+            judgements={**record.judgements, **self._blamed(ruling.without)},
+            reputation=_blame(record.reputation, ruling.without),
         )
         why = f"version {self._job.version} would have been worse with it than the one before"
         left_out = [LeftOut(agent, why) for agent in ruling.without]
@@ -318,7 +317,7 @@ class Trial:
         save(self._carry / RESIDUAL, sent.residual)
         if self._former_losses is not None:
             _keep(job, self._carry, sent, self._former_losses)
-        agents = [one.agent for one in job.counted]
+        agents, known = [one.agent for one in job.counted], job.record.reputation
         record = replace(
             job.record,
             parent=job.version - 1,
@@ -326,7 +325,9 @@ class Trial:
             guard=job.guard,
             judgements={**self._judgements, **self._blamed(ruling.without)},
             notes=tuple(self._open_bench().notes),
-            reputation=rolled_back(job.record.reputation, ruling.without or agents),
+            reputation=_blame(known, ruling.without)
+            if ruling.without
+            else rolled_back(known, agents),
             verdict=ruling,
         )
         why = f"version {job.version} has the content of version {job.version - 1}: {ruling.why}"
@@ -355,8 +356,8 @@ def _sound(tried: Tried) -> Tried:
     return tried
 
 
-def _renewed(before: dict[str, float], judgements: dict[str, Judgement]) -> dict[str, float]:
-    return renewed(before, {agent: one.standing for agent, one in judgements.items()})
+def _blame(before: dict[str, float], agents: Sequence[str]) -> dict[str, float]:
+    return renewed(before, dict.fromkeys(agents, WORST))
 
 
 def _data(job: VersionJob) -> str:

@@ -32,6 +32,9 @@ class Defence(Config, frozen=True, kw_only=True):
     trust
         Unless it goes the way of the hub's own step on public data, where there is one: it counts
         by how much it does. Without `company` all updates do (`hub.robust.trust`).
+    reputation
+        Nor does an agent count whose updates have gone against the others' in the versions before
+        (`hub.robust.reputation`).
     mix
         Each update is replaced by the mean of its nearest ones (`hub.robust.mixing`).
     rule
@@ -39,12 +42,18 @@ class Defence(Config, frozen=True, kw_only=True):
     attackers
         The share of a version's updates that may be harmful, rounded down to f of them: so many are
         no company to each other, are mixed out, trimmed or not selected. A group of honest agents
-        that is no larger, and unlike all others, is taken for an attack as well.
+        that is no larger, and unlike all others, is taken for an attack as well. So many are left
+        out for their reputation at most, too.
     """
 
     clip: bool = True
     company: bool = True
     trust: bool = True
+    reputation: bool = True
     mix: bool = False
     rule: Rule = "mean"
     attackers: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.2
+
+    def most(self, updates: int) -> int:
+        """Give f: how many of so many updates may be harmful."""
+        return int(self.attackers * updates + 1e-9)

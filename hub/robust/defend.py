@@ -11,7 +11,7 @@ these have in common, so a small board is not an outlier for what it lacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -28,6 +28,7 @@ from hub.robust.combine import Ruled, combine_factors, combine_other
 from hub.robust.defence import Defence
 from hub.robust.geometry import Changes, flat_inner_products, inner_products
 from hub.robust.judgement import Judgement
+from hub.robust.reputation import NEW, WORST, along, distrusted, renewed
 from hub.robust.stacks import HELD_BYTES, Stacks
 from hub.robust.verdict import Verdict, judge
 
@@ -64,6 +65,8 @@ class Defended(msgspec.Struct, frozen=True, kw_only=True):
         Of the updates with a weight: how much they scatter follows from these.
     medians
         Part of an update -> running median of its norm, to be given to the next version.
+    reputation
+        Agent id -> whether it goes along with the others, to be given to the next version.
     notes
         Where something is not as the configuration asks, in words for a person.
     """
@@ -72,6 +75,7 @@ class Defended(msgspec.Struct, frozen=True, kw_only=True):
     judgements: dict[str, Judgement]
     lengths: tuple[Length, ...]
     medians: dict[str, float]
+    reputation: dict[str, float]
     notes: tuple[str, ...]
 
 
@@ -83,6 +87,7 @@ def defend(
     least: int | None = None,
     public_step: Tensors | None = None,
     medians: Mapping[str, float] | None = None,
+    reputation: Mapping[str, float] | None = None,
     held_bytes: int = HELD_BYTES,
 ) -> Defended:
     """Make one update of many, of which some may be harmful.
@@ -94,8 +99,8 @@ def defend(
     public_step
         What the hub's own training makes of the version, as a difference to it. Only its direction
         matters.
-    medians
-        What the version before left in `Defended.medians`.
+    medians, reputation
+        What the version before left in `Defended`.
     held_bytes
         How much of decoded updates may be in memory.
 
@@ -113,20 +118,25 @@ def defend(
         held_bytes=held_bytes,
     )
     seen = _look(version, stacks, defence, medians or {})
+    known, sound = reputation or {}, seen.sound
+    if defence.reputation:
+        reputations = np.array([known.get(name, NEW) for name in stacks.names])
+        sound = sound & ~distrusted(reputations, defence.most(len(stacks.names)))
     examples = np.array(example_weights([contributions[name].examples for name in stacks.names]))
     notes: list[str] = []
-    judged: dict[int, tuple[Verdict, Exact | None]] = {}
+    judged: dict[int, _Judged] = {}
     for part in seen.parts:
         if part.owners.size not in judged:
-            found = _judge(part, seen, examples, defence)
+            found = _judge(part, seen, examples, defence, sound)
             judged[part.owners.size] = found
-            notes += (f"{part.name}: {note}" for note in found[0].notes)
+            notes += (f"{part.name}: {note}" for note in found.verdict.notes)
     ruled = {
-        part.name: Ruled(part.slices, judged[part.owners.size][0], seen.scales[part.name])
+        part.name: Ruled(part.slices, judged[part.owners.size].verdict, seen.scales[part.name])
         for part in seen.parts
     }
     made = _combine(version, stacks, ruled, least or rank_of(version))
-    verdict, cosines = judged[len(stacks.names)]
+    everybody = judged[len(stacks.names)]
+    verdict, cosines = everybody.verdict, everybody.cosines
     standing = verdict.standing * np.min(list(seen.scales.values()), axis=0)
     judgements = {
         name: Judgement(
@@ -143,6 +153,7 @@ def defend(
         judgements=judgements,
         lengths=_lengths(seen, verdict.weights),
         medians=seen.bounds,
+        reputation=renewed(known, _conduct(stacks.names, everybody, seen.sound)),
         notes=tuple(notes),
     )
 
@@ -178,6 +189,17 @@ class _Seen(msgspec.Struct, frozen=True):
     scales: dict[str, Exact]
     longest: Exact
     sound: NDArray[np.bool_]
+
+
+class _Judged(msgspec.Struct, frozen=True):
+    """What was found by a part and all that its owners have beside it.
+
+    `gram` are the inner products of all agents, `cosines` those to the hub's own step.
+    """
+
+    verdict: Verdict
+    gram: Exact
+    cosines: Exact | None
 
 
 def _parts(version: Tensors, ranks: list[int]) -> list[_Part]:
@@ -227,9 +249,9 @@ def _look(
 
 
 def _judge(
-    part: _Part, seen: _Seen, examples: Exact, defence: Defence
-) -> tuple[Verdict, Exact | None]:
-    """Judge a part's owners by all parts that they have; give all agents' cosines, too."""
+    part: _Part, seen: _Seen, examples: Exact, defence: Defence, sound: NDArray[np.bool_]
+) -> _Judged:
+    """Judge a part's owners by all parts that they have."""
     count = len(examples)
     joint = np.zeros((count, count))
     along, steps = np.zeros(count), 0
@@ -252,7 +274,7 @@ def _judge(
         examples[owners],
         defence,
         cosines=cosines[owners] if cosines is not None and defence.trust else None,
-        sound=seen.sound[owners],
+        sound=sound[owners],
     )
     verdict = msgspec.structs.replace(
         found,
@@ -260,7 +282,15 @@ def _judge(
         standing=_spread(found.standing, owners, count),
         members=owners[found.members],
     )
-    return verdict, cosines
+    return _Judged(verdict, joint, cosines)
+
+
+def _conduct(names: Sequence[str], judged: _Judged, sound: NDArray[np.bool_]) -> dict[str, float]:
+    """Tell whether each agent went along with those that counted."""
+    seen = along(judged.gram, judged.verdict.standing)
+    told = {} if seen is None else dict(zip(names, map(float, seen), strict=True))
+    # What their products look like is rounding.
+    return told | {names[int(place)]: WORST for place in np.flatnonzero(~sound)}
 
 
 def _lengths(seen: _Seen, weights: Exact) -> tuple[Length, ...]:

@@ -18,7 +18,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
         Its share in the new version; for a coordinate-wise rule, before that trims.
     standing
         0 to 1: how much it counts by itself, that is less than 1 without company, times what the
-        clip left of it. For `hub.robust.reputation`.
+        clip left of it.
     flagged
         Whether a person should have a look at the agent.
     """

@@ -81,7 +81,7 @@ def judge(
     """
     n = len(gram)
     notes: list[str] = []
-    asked = int(defence.attackers * n + 1e-9)
+    asked = defence.most(n)
     trusted = None if cosines is None else trust(cosines)
     if cosines is not None and trusted is None:
         notes.append("no update goes the way of the public step: it has no say")

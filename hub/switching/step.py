@@ -28,8 +28,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         Share of the LoRA products' energy lost by cuts to the rank.
     decision, state
         As `hub.switching.decision.decide` gives them.
-    judgements, medians, notes
-        As in `hub.robust.defend.Defended`; none, the former ones and none without an update.
+    judgements, medians, reputation, notes
+        As in `hub.robust.defend.Defended`; without an update there are no judgements and no notes,
+        and medians and reputation are the former ones.
     """
 
     tensors: dict[str, Array]
@@ -38,6 +39,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     judgements: dict[str, Judgement]
     medians: dict[str, float]
+    reputation: dict[str, float]
     notes: tuple[str, ...]
 
 
@@ -50,6 +52,7 @@ def take_step(
     defence: Defence,
     state: State,
     medians: Mapping[str, float],
+    reputation: Mapping[str, float],
     least: int | None = None,
 ) -> Step:
     """Make one step of the updates and of what public data leads to, both from the same version.
@@ -60,7 +63,7 @@ def take_step(
         Agent id -> its update; there may be none.
     public
         None where no step on public data was taken.
-    state, medians
+    state, medians, reputation
         What the version before left.
     least
         As in `hub.aggregation.mean.aggregate`.
@@ -79,6 +82,7 @@ def take_step(
             least=least,
             public_step=None if public is None else subtract(public.state, version),
             medians=medians,
+            reputation=reputation,
         )
     # Where the defence leaves no update, it is as if none had come.
     federated = None if found is None or not found.lengths else found.aggregate.tensors
@@ -101,6 +105,7 @@ def take_step(
         state=after,
         judgements={} if found is None else found.judgements,
         medians=dict(medians) if found is None else found.medians,
+        reputation=dict(reputation) if found is None else found.reputation,
         notes=() if found is None else found.notes,
     )
 

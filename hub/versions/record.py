@@ -24,11 +24,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         What the devices' own losses said of public data, in words.
     files
         Name -> mark of the public files that versions have been trained on: all others are new.
-    judgements, medians, notes
-        What the defence found about each agent's update, the usual norms that it hands to the next
-        version, and what was not as the configuration asks.
-    reputation
-        By agent, for people: it weighs nothing (`hub.robust.reputation`).
+    judgements, notes
+        What the defence found about each agent's update, and what was not as the configuration
+        asks.
+    medians, reputation
+        What the defence hands to the next version: usual norms, and by agent whether its updates
+        go along with others' (`hub.robust.reputation`).
     """
 
     parent: int | None = None

@@ -260,7 +260,7 @@ def test_a_spoiled_file_that_is_counted_for_the_next_version_is_taken_again(town
 SETTINGS = Settings(
     adapter=ADAPTER,
     server=Server(optimizer="fedavg"),
-    defence=Defence(clip=False, company=False, trust=False),
+    defence=Defence(clip=False, company=False, trust=False, reputation=False),
 )
 
 

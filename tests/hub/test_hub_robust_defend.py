@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -15,10 +15,11 @@ from hub.aggregation.mean import Contribution, aggregate
 from hub.aggregation.products import Dense, Stack, new_sum
 from hub.robust.defence import Defence, Rule
 from hub.robust.defend import Defended, defend
+from hub.robust.reputation import NEW
 
 OUT, IN, RANK = 24, 40, 4
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "classifier.weight"
-PLAIN = Defence(clip=False, company=False, trust=False)
+PLAIN = Defence(clip=False, company=False, trust=False, reputation=False)
 MIXED = Defence(mix=True, rule="trimmed-mean")
 RULES: list[Rule] = ["trimmed-mean", "median", "krum", "geometric-median", "centred-clipping"]
 
@@ -338,6 +339,51 @@ def test_a_whole_model_is_defended_as_it_is() -> None:
     found: Defended = defend(version, updates, Defence(attackers=0.4))
     np.testing.assert_allclose(found.aggregate.tensors["encoder.bias"], 1.1, atol=0.1)
     assert [name for name, one in found.judgements.items() if one.flagged] == ["6", "7", "8"]
+
+
+def test_who_goes_against_the_others_for_some_versions_is_not_heard_until_that_changes() -> None:
+    """Ways of their own are so long that one version alone does not tell who is turned round."""
+    version, names = adapter(0), [f"agent-{n:02d}" for n in range(10)]
+    turned = names[:2]
+
+    def sent(number: int, bad: Sequence[str]) -> dict[str, Contribution]:
+        updates = {}
+        for place, name in enumerate(names):
+            common, own = adapter(99), adapter(1000 * (number + 1) + place)
+            sign = np.float32(-1 if name in bad else 1)
+            updates[name] = given(
+                {key: sign * np.float32(0.03) * (common[key] + 4 * own[key]) for key in version}
+            )
+        return updates
+
+    held: dict[str, float] = {}
+    for number in range(6):
+        found = defend(version, sent(number, turned), Defence(), reputation=held)
+        counted = {name for name, one in found.judgements.items() if one.weight > 0}
+        if number == 0:
+            assert counted == set(names)
+        held = found.reputation
+    assert counted == set(names[2:])
+    assert all(found.judgements[name].flagged for name in turned)
+    assert max(held[name] for name in turned) < 0 < min(held[name] for name in names[2:])
+    deaf = defend(version, sent(9, turned), Defence(reputation=False), reputation=held)
+    assert all(one.weight > 0 for one in deaf.judgements.values())
+    for number in range(10, 16):
+        held = defend(version, sent(number, []), Defence(), reputation=held).reputation
+    assert min(held.values()) > 0
+
+
+def test_a_newcomer_is_heard_and_a_factor_of_mere_rounding_costs_reputation() -> None:
+    version = adapter(0)
+    updates = fleet(version, 9)
+    known = dict.fromkeys(updates, 0.3)
+    updates["agent-99"] = given({key: -array for key, array in near(version, 3).items()})
+    found = defend(version, updates, Defence(company=False), reputation=known)
+    assert found.judgements["agent-99"].weight > 0
+    assert found.reputation["agent-99"] < NEW < min(found.reputation[name] for name in known)
+    updates["agent-99"] = given({key: 1e9 * array for key, array in near(version, 3).items()})
+    found = defend(version, updates, Defence(), reputation=known)
+    assert found.reputation["agent-99"] == pytest.approx(0.8 * NEW - 0.2)
 
 
 def test_two_groups_of_devices_with_other_labels_both_count() -> None:

@@ -19,7 +19,7 @@ from hub.switching.warmup import STRETCH, until_flat, warmed_up
 from learning.texts.batches import Shard
 
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "head.weight"
-NO_DEFENCE = Defence(clip=False, company=False, trust=False)
+NO_DEFENCE = Defence(clip=False, company=False, trust=False, reputation=False)
 EMPTY = Shard([np.array([1], np.int32)], np.array([0]), 0)
 
 
@@ -56,6 +56,7 @@ def taken(
     defence: Defence = NO_DEFENCE,
     state: State | None = None,
     medians: dict[str, float] | None = None,
+    reputation: dict[str, float] | None = None,
 ) -> Step:
     return take_step(
         VERSION,
@@ -65,6 +66,7 @@ def taken(
         defence=defence,
         state=state or State(),
         medians=medians or {},
+        reputation=reputation or {},
     )
 
 
@@ -124,11 +126,14 @@ def test_the_public_step_vouches_for_updates_and_its_medians_are_handed_on() -> 
     assert all(later.judgements[name].norm > 1 for name in later.judgements)
 
 
-def test_a_version_without_updates_keeps_the_medians_and_waits_or_goes_alone() -> None:
+def test_a_version_without_updates_hands_on_what_is_known_and_waits_or_goes_alone() -> None:
     before = taken(updates(1, 2, 3), public(4, 5))
-    waits = taken({}, None, state=before.state, medians=before.medians)
+    waits = taken(
+        {}, None, state=before.state, medians=before.medians, reputation=before.reputation
+    )
     same(waits.tensors, VERSION)
-    assert waits.medians == before.medians
+    assert (waits.medians, waits.reputation) == (before.medians, before.reputation)
+    assert before.reputation.keys() == {"agent-0", "agent-1", "agent-2"}
     alone = taken({}, public(6, 7), state=before.state, medians=before.medians)
     assert alone.decision.share == 1
     assert 0 < alone.state.alone <= 0.5
