@@ -24,7 +24,7 @@ from hub.making.candidate import Candidate, Counted, add_up
 from hub.making.downlink import RESIDUAL, Before, Sent, encode
 from hub.making.job import Former, VersionJob
 from hub.robust.judgement import Judgement
-from hub.robust.reputation import WORST, renewed, rolled_back
+from hub.robust.reputation import WORST, renewed
 from hub.switching.policy import policy_of
 from hub.switching.public_step import PublicStep
 from hub.switching.warmup import warmed_up
@@ -317,7 +317,7 @@ class Trial:
         save(self._carry / RESIDUAL, sent.residual)
         if self._former_losses is not None:
             _keep(job, self._carry, sent, self._former_losses)
-        agents, known = [one.agent for one in job.counted], job.record.reputation
+        agents = [one.agent for one in job.counted]
         record = replace(
             job.record,
             parent=job.version - 1,
@@ -325,9 +325,7 @@ class Trial:
             guard=job.guard,
             judgements={**self._judgements, **self._blamed(ruling.without)},
             notes=tuple(self._open_bench().notes),
-            reputation=_blame(known, ruling.without)
-            if ruling.without
-            else rolled_back(known, agents),
+            reputation=_blame(job.record.reputation, ruling.without),
             verdict=ruling,
         )
         why = f"version {job.version} has the content of version {job.version - 1}: {ruling.why}"

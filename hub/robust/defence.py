@@ -33,8 +33,8 @@ class Defence(Config, frozen=True, kw_only=True):
         Unless it goes the way of the hub's own step on public data, where there is one: it counts
         by how much it does. Without `company` all updates do (`hub.robust.trust`).
     reputation
-        Nor does an agent count whose updates have gone against the others' in the versions before
-        (`hub.robust.reputation`).
+        An agent whose updates have gone the others' way less than usual, in the versions before,
+        counts for less (`hub.robust.reputation`).
     mix
         Each update is replaced by the mean of its nearest ones (`hub.robust.mixing`).
     rule
@@ -42,8 +42,8 @@ class Defence(Config, frozen=True, kw_only=True):
     attackers
         The share of a version's updates that may be harmful, rounded down to f of them: so many are
         no company to each other, are mixed out, trimmed or not selected. A group of honest agents
-        that is no larger, and unlike all others, is taken for an attack as well. So many are left
-        out for their reputation at most, too.
+        that is no larger, and unlike all others, is taken for an attack as well. So many have
+        less of a voice for their reputation at most, too.
     """
 
     clip: bool = True

@@ -28,7 +28,7 @@ from hub.robust.combine import Ruled, combine_factors, combine_other
 from hub.robust.defence import Defence
 from hub.robust.geometry import Changes, flat_inner_products, inner_products
 from hub.robust.judgement import Judgement
-from hub.robust.reputation import NEW, WORST, along, distrusted, renewed
+from hub.robust.reputation import WORST, along, renewed, reputations_of, voices_of
 from hub.robust.stacks import HELD_BYTES, Stacks
 from hub.robust.verdict import Verdict, judge
 
@@ -118,16 +118,16 @@ def defend(
         held_bytes=held_bytes,
     )
     seen = _look(version, stacks, defence, medians or {})
-    known, sound = reputation or {}, seen.sound
+    known, voices = reputation or {}, seen.sound.astype(np.float64)
     if defence.reputation:
-        reputations = np.array([known.get(name, NEW) for name in stacks.names])
-        sound = sound & ~distrusted(reputations, defence.most(len(stacks.names)))
+        former = reputations_of(stacks.names, known)
+        voices *= voices_of(former, defence.most(len(former)))
     examples = np.array(example_weights([contributions[name].examples for name in stacks.names]))
     notes: list[str] = []
     judged: dict[int, _Judged] = {}
     for part in seen.parts:
         if part.owners.size not in judged:
-            found = _judge(part, seen, examples, defence, sound)
+            found = _judge(part, seen, examples, defence, voices)
             judged[part.owners.size] = found
             notes += (f"{part.name}: {note}" for note in found.verdict.notes)
     ruled = {
@@ -153,7 +153,7 @@ def defend(
         judgements=judgements,
         lengths=_lengths(seen, verdict.weights),
         medians=seen.bounds,
-        reputation=renewed(known, _conduct(stacks.names, everybody, seen.sound)),
+        reputation=renewed(known, _conduct(stacks.names, everybody, seen.sound, defence)),
         notes=tuple(notes),
     )
 
@@ -248,9 +248,7 @@ def _look(
     return _Seen(parts, grams, bounds, kept, longest, sound)
 
 
-def _judge(
-    part: _Part, seen: _Seen, examples: Exact, defence: Defence, sound: NDArray[np.bool_]
-) -> _Judged:
+def _judge(part: _Part, seen: _Seen, examples: Exact, defence: Defence, voices: Exact) -> _Judged:
     """Judge a part's owners by all parts that they have."""
     count = len(examples)
     joint = np.zeros((count, count))
@@ -274,7 +272,7 @@ def _judge(
         examples[owners],
         defence,
         cosines=cosines[owners] if cosines is not None and defence.trust else None,
-        sound=sound[owners],
+        voices=voices[owners],
     )
     verdict = msgspec.structs.replace(
         found,
@@ -285,9 +283,12 @@ def _judge(
     return _Judged(verdict, joint, cosines)
 
 
-def _conduct(names: Sequence[str], judged: _Judged, sound: NDArray[np.bool_]) -> dict[str, float]:
-    """Tell whether each agent went along with those that counted."""
-    seen = along(judged.gram, judged.verdict.standing)
+def _conduct(
+    names: Sequence[str], judged: _Judged, sound: NDArray[np.bool_], defence: Defence
+) -> dict[str, float]:
+    """Tell how far each agent went along with those that counted."""
+    cosines = judged.cosines if defence.trust else None
+    seen = along(judged.gram, judged.verdict.standing, cosines)
     told = {} if seen is None else dict(zip(names, map(float, seen), strict=True))
     # What their products look like is rounding.
     return told | {names[int(place)]: WORST for place in np.flatnonzero(~sound)}

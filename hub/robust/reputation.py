@@ -1,27 +1,28 @@
-"""Reputation: whether an agent's updates go the way of the others', version after version.
+"""Reputation: how far an agent's updates go the way of the others', version after version.
 
-It is the moving average of the cosine of an agent's update to the sum of the others that counted
-(Xu and Lyu, "A reputation mechanism is all you need: collaborative fairness and adversarial
-robustness in federated learning", 2020): 0.2 to 0.5 goes along as most do, 0 is at random, below 0
-goes against them. Whose is below 0 is not heard, f of them at most: those that are the lowest. What
-they send is measured all the same, so whoever comes round is heard again.
+It is the moving average of the cosine of an agent's update to where the others go (Xu and Lyu, "A
+reputation mechanism is all you need: collaborative fairness and adversarial robustness in federated
+learning", 2020), the hub's own step on public data among them: 0.1 to 0.4 goes along as most do,
+0 is at random, below 0 goes against them. What comes of agents that are not heard is measured all
+the same, so whoever comes round is heard again.
 
 One version does not tell so much. Where honest updates are almost at right angles, as with many
-labels, one that is turned round is hardly farther from the others than they are among themselves.
+labels, noise, or one that is turned round, is hardly farther from them than they are among
+themselves.
+
+Who is far below the others is heard less. As in `hub.robust.company`, a group of more than f may
+not be attackers alone, so the f lowest are compared with the lowest of the others: of two groups
+that go opposite ways both count, as long as each is larger than f.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hub.aggregation.products import Exact
 from hub.robust.geometry import directions
-
-NEW = 0.2
-"""The reputation of an agent that nothing is known of: two bad versions are not enough for 0."""
 
 WORST = -1.0
 """What a version adds to the average of an agent that was found to have spoilt it."""
@@ -30,21 +31,31 @@ KEPT = 1000
 """Agents whose reputation is kept: it is written down anew with each version."""
 
 _KEEP = 0.8
-_ROLLED_BACK = 0.5
+# So far below the lowest of the others an agent is not heard at all.
+_FAR = 0.15
+# Where the others and the hub's step go almost opposite ways, what they have in common is noise.
+_LEAST = 0.2
 # Among two, nobody can be told from the other.
 _FEWEST = 3
 
 
-def distrusted(reputations: Exact, attackers: int) -> NDArray[np.bool_]:
-    """Mark those that are not heard, at most so many attackers: shape (n,)."""
-    lowest = np.argsort(reputations, kind="stable")[:attackers]
-    found = np.zeros(len(reputations), bool)
-    found[lowest] = reputations[lowest] < 0
-    return found
+def reputations_of(agents: Sequence[str], known: Mapping[str, float]) -> Exact:
+    """Give the agents' reputations: shape (n,). A new one has the usual one of those with it."""
+    found = [known[agent] for agent in agents if agent in known]
+    usual = float(np.median(found)) if found else 0.0
+    return np.array([known.get(agent, usual) for agent in agents])
 
 
-def along(gram: Exact, standing: Exact) -> Exact | None:
-    """Give the cosine of each update to the sum of the others: shape (n,).
+def voices_of(reputations: Exact, attackers: int) -> Exact:
+    """Give how much each agent is heard, 0 to 1, of whom so many may be attackers: shape (n,)."""
+    level = np.sort(reputations)[attackers]
+    return np.asarray(np.clip(1 - (level - reputations) / _FAR, 0.0, 1.0))
+
+
+def along(gram: Exact, standing: Exact, cosines: Exact | None = None) -> Exact | None:
+    """Give the cosine of each update to where the others go: shape (n,).
+
+    That is the direction of their sum and, where there is one, that of the hub's own step, as long.
 
     Parameters
     ----------
@@ -52,6 +63,8 @@ def along(gram: Exact, standing: Exact) -> Exact | None:
         Inner products, shape (n, n). Only directions count.
     standing
         How much each counts among the others, 0 to 1, shape (n,).
+    cosines
+        To the hub's own step, shape (n,); None without one.
 
     Returns
     -------
@@ -60,37 +73,29 @@ def along(gram: Exact, standing: Exact) -> Exact | None:
     """
     if np.count_nonzero(standing) < _FEWEST:
         return None
-    cosines = directions(gram)
-    sums = cosines @ standing
-    others = sums - standing
+    sums = directions(gram) @ standing
     squares = standing @ sums - 2 * standing * sums + standing**2
     lengths = np.sqrt(np.maximum(squares, 0.0))
-    found = np.divide(others, lengths, out=np.zeros_like(others), where=lengths > 0)
+    found = _divided(sums - standing, lengths)
+    if cosines is not None:
+        between = _divided(cosines @ standing - cosines * standing, lengths)
+        found = (found + cosines) / np.sqrt(np.maximum(2 + 2 * between, _LEAST))
     return np.clip(found, -1.0, 1.0)
 
 
+def _divided(values: Exact, lengths: Exact) -> Exact:
+    return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
+
+
 def renewed(before: Mapping[str, float], seen: Mapping[str, float]) -> dict[str, float]:
-    """Give everybody's reputation after a version, from what was seen of some in it."""
-    after = {
-        agent: _KEEP * before.get(agent, NEW) + (1 - _KEEP) * value for agent, value in seen.items()
-    }
-    return _latest(before, after)
+    """Give everybody's reputation after a version, from what was seen of some in it.
 
-
-def rolled_back(before: Mapping[str, float], contributors: Iterable[str]) -> dict[str, float]:
-    """Give everybody's reputation after a version was taken back: half of what was good of it.
-
-    Which of its contributors spoilt it is not known, so nobody falls below 0 for it.
+    Those are kept that took part last, in that order.
     """
-    halved = {}
-    for agent in contributors:
-        value = before.get(agent, NEW)
-        halved[agent] = _ROLLED_BACK * value if value > 0 else value
-    return _latest(before, halved)
-
-
-def _latest(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Keep those that took part last, in that order."""
+    after = {
+        agent: float(_KEEP * reputation + (1 - _KEEP) * seen[agent])
+        for agent, reputation in zip(seen, reputations_of([*seen], before), strict=True)
+    }
     others = {agent: value for agent, value in before.items() if agent not in after}
     found = [*others.items(), *after.items()]
     return dict(found[-KEPT:])

@@ -64,7 +64,7 @@ def judge(
     defence: Defence,
     *,
     cosines: Exact | None,
-    sound: NDArray[np.bool_],
+    voices: Exact,
 ) -> Verdict:
     """Judge n updates.
 
@@ -76,8 +76,8 @@ def judge(
         Weights of a plain mean, shape (n,).
     cosines
         Of their angles to the hub's own step, if there is one and it has a say.
-    sound
-        False for updates that must not count at all.
+    voices
+        How much each may count at most, 0 to 1, shape (n,).
     """
     n = len(gram)
     notes: list[str] = []
@@ -85,7 +85,7 @@ def judge(
     trusted = None if cosines is None else trust(cosines)
     if cosines is not None and trusted is None:
         notes.append("no update goes the way of the public step: it has no say")
-    standing = _stand(gram, asked if defence.company else None, trusted, sound)
+    standing = _stand(gram, asked if defence.company else None, trusted, voices)
     weights = examples * standing
     members = np.flatnonzero(weights > 0)
     found, mix, rule, attackers = np.zeros(n), None, defence.rule, 0
@@ -115,17 +115,15 @@ def judge(
     )
 
 
-def _stand(
-    gram: Exact, attackers: int | None, trusted: Exact | None, sound: NDArray[np.bool_]
-) -> Exact:
+def _stand(gram: Exact, attackers: int | None, trusted: Exact | None, voices: Exact) -> Exact:
     """Give how much each update counts by itself, 0 to 1: shape (n,); None asks for no company."""
-    standing = sound.astype(np.float64)
     if attackers is None:
-        return standing if trusted is None else standing * trusted
-    places = np.flatnonzero(sound)
+        return voices if trusted is None else voices * trusted
+    standing = voices.copy()
+    places = np.flatnonzero(voices)
     if len(places) >= _FEWEST:
         alone = places[lonely(gram[np.ix_(places, places)], min(attackers, len(places) - 1))]
-        standing[alone] = 0.0 if trusted is None else trusted[alone]
+        standing[alone] *= 0.0 if trusted is None else trusted[alone]
     return standing
 
 

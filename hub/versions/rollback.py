@@ -210,19 +210,14 @@ class Rollbacks:
         return None
 
     def _rollback(self, row: VersionRow, target: VersionRow, wish: Wish) -> Rollback:
-        from hub.robust.reputation import rolled_back
-
         then, now = decode(target.record), decode(row.record)
-        reputation = now.reputation
-        if wish.devices is not None:
-            reputation = rolled_back(reputation, now.judgements)
         why = f"version {row.version} was taken back: {wish.why or BY_HAND}"
         record = Record(
             parent=target.version,
             state=then.state,
             files=then.files,
             medians=then.medians,
-            reputation=reputation,
+            reputation=now.reputation,
             verdict=Ruling(outcome="rolled back", devices=wish.devices, why=why),
         )
         return Rollback(

@@ -418,3 +418,19 @@ def test_an_update_that_is_far_too_long_is_clipped_and_told(home: Home) -> None:
     assert judged["agent-2"].norm > 5
     assert judged["agent-2"].flagged
     assert not judged["agent-0"].flagged
+
+
+def test_what_is_known_of_agents_goes_from_version_to_version_and_has_a_say(home: Home) -> None:
+    known = {f"agent-{number}": 0.3 for number in range(5)} | {"agent-3": -0.2}
+    home.commit(adapter(1), Record(reputation=known))
+    home.start(defence=Defence())
+    made = home.add_up([adapter(seed) for seed in (2, 3, 4, 5, 6)])
+    record = home.result.record
+    assert record.judgements["agent-3"].weight == 0
+    assert record.judgements["agent-3"].flagged
+    assert record.reputation.keys() == known.keys()
+    assert record.reputation["agent-3"] != known["agent-3"]  # it is measured on
+    home.start(defence=Defence(reputation=False))
+    heard = home.add_up([adapter(seed) for seed in (2, 3, 4, 5, 6)])
+    assert home.result.record.judgements["agent-3"].weight > 0
+    assert np.abs(made[B] @ made[A] - heard[B] @ heard[A]).max() > 0.01

@@ -15,7 +15,6 @@ from hub.aggregation.mean import Contribution, aggregate
 from hub.aggregation.products import Dense, Stack, new_sum
 from hub.robust.defence import Defence, Rule
 from hub.robust.defend import Defended, defend
-from hub.robust.reputation import NEW
 
 OUT, IN, RANK = 24, 40, 4
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "classifier.weight"
@@ -365,7 +364,7 @@ def test_who_goes_against_the_others_for_some_versions_is_not_heard_until_that_c
         held = found.reputation
     assert counted == set(names[2:])
     assert all(found.judgements[name].flagged for name in turned)
-    assert max(held[name] for name in turned) < 0 < min(held[name] for name in names[2:])
+    assert max(held[name] for name in turned) < -0.1 < 0 < min(held[name] for name in names[2:])
     deaf = defend(version, sent(9, turned), Defence(reputation=False), reputation=held)
     assert all(one.weight > 0 for one in deaf.judgements.values())
     for number in range(10, 16):
@@ -380,10 +379,10 @@ def test_a_newcomer_is_heard_and_a_factor_of_mere_rounding_costs_reputation() ->
     updates["agent-99"] = given({key: -array for key, array in near(version, 3).items()})
     found = defend(version, updates, Defence(company=False), reputation=known)
     assert found.judgements["agent-99"].weight > 0
-    assert found.reputation["agent-99"] < NEW < min(found.reputation[name] for name in known)
+    assert found.reputation["agent-99"] < 0.3 < min(found.reputation[name] for name in known)
     updates["agent-99"] = given({key: 1e9 * array for key, array in near(version, 3).items()})
     found = defend(version, updates, Defence(), reputation=known)
-    assert found.reputation["agent-99"] == pytest.approx(0.8 * NEW - 0.2)
+    assert found.reputation["agent-99"] == pytest.approx(0.8 * 0.3 - 0.2)
 
 
 def test_two_groups_of_devices_with_other_labels_both_count() -> None:

@@ -5,34 +5,34 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from hub.robust.reputation import KEPT, NEW, along, distrusted, renewed, rolled_back
+from hub.robust.reputation import KEPT, along, renewed, reputations_of, voices_of
 
 
 def test_reputation_follows_what_is_seen_of_an_agent_and_leaves_absent_agents_alone() -> None:
     held = {"a": 1.0, "b": 1.0}
     for _ in range(5):
-        held = renewed(held, {"a": 0.0, "c": 1.0})
-    assert held["a"] == pytest.approx(0.8**5)
-    assert held["b"] == 1.0
-    assert held["c"] == pytest.approx(1 - (1 - NEW) * 0.8**5)
+        held = renewed(held, {"a": 0.0})
+    assert held == {"a": pytest.approx(0.8**5), "b": 1.0}
 
 
-def test_one_version_against_all_others_costs_no_voice_and_three_do() -> None:
-    held = renewed({}, {"a": -0.7})
-    assert held["a"] > 0
-    for _ in range(2):
-        held = renewed(held, {"a": -0.7})
-    assert held["a"] < 0
-    for _ in range(4):  # what comes from those that are not heard is measured on
-        held = renewed(held, {"a": 0.4})
-    assert held["a"] > 0
+def test_a_new_agent_has_the_usual_reputation_of_those_that_it_comes_with() -> None:
+    known = {"a": 0.1, "b": 0.3, "c": 0.35, "elsewhere": -1.0}
+    assert reputations_of(["a", "b", "c", "d"], known).tolist() == [0.1, 0.3, 0.35, 0.3]
+    assert reputations_of(["d", "e"], known).tolist() == [0.0, 0.0]
+    held = renewed(known, {"a": 0.1, "b": 0.3, "c": 0.35, "d": -0.5})
+    assert held["d"] == pytest.approx(0.8 * 0.3 - 0.2 * 0.5)
 
 
-def test_the_lowest_below_zero_are_not_heard_and_no_more_than_there_may_be_attackers() -> None:
-    reputations = np.array([0.3, -0.1, 0.0, -0.4, -0.2])
-    assert distrusted(reputations, 2).tolist() == [False, False, False, True, True]
-    assert distrusted(reputations, 4).tolist() == [False, True, False, True, True]
-    assert not distrusted(reputations, 0).any()
+def test_who_is_far_below_the_lowest_of_the_others_is_not_heard() -> None:
+    reputations = np.array([0.3, 0.2, 0.4, -0.4, 0.14])
+    np.testing.assert_allclose(voices_of(reputations, 2), [1, 1, 1, 0, 0.6])
+    np.testing.assert_allclose(voices_of(reputations, 0), np.ones(5))
+
+
+def test_a_group_of_more_than_there_may_be_attackers_is_heard_however_low_it_is() -> None:
+    reputations = np.array([0.3, 0.3, 0.3, -0.4, -0.4])
+    np.testing.assert_allclose(voices_of(reputations, 1), np.ones(5))
+    np.testing.assert_allclose(voices_of(reputations, 2), [1, 1, 1, 0, 0])
 
 
 def test_each_is_compared_with_the_sum_of_those_others_that_count() -> None:
@@ -46,6 +46,20 @@ def test_each_is_compared_with_the_sum_of_those_others_that_count() -> None:
     for place, unit in enumerate(units):
         rest = np.delete(standing, place) @ np.delete(units, place, axis=0)
         assert found[place] == pytest.approx(unit @ rest / np.linalg.norm(rest))
+
+
+def test_the_hubs_own_step_is_a_voice_as_loud_as_all_the_others() -> None:
+    draw = np.random.default_rng(2)
+    ways, step = draw.standard_normal((5, 9)), draw.standard_normal(9)
+    units = ways / np.linalg.norm(ways, axis=1, keepdims=True)
+    step /= np.linalg.norm(step)
+    standing = np.array([1.0, 0.5, 1.0, 0.0, 1.0])
+    found = along(ways @ ways.T, standing, units @ step)
+    assert found is not None
+    for place, unit in enumerate(units):
+        rest = np.delete(standing, place) @ np.delete(units, place, axis=0)
+        way = rest / np.linalg.norm(rest) + step
+        assert found[place] == pytest.approx(unit @ way / np.linalg.norm(way))
 
 
 def test_among_two_nothing_can_be_told() -> None:
@@ -72,11 +86,6 @@ def test_how_long_updates_are_does_not_matter_and_no_cosine_is_out_of_bounds(
         return
     assert np.abs(found).max() <= 1
     np.testing.assert_allclose(found, longer, atol=1e-6)
-
-
-def test_a_version_that_was_taken_back_halves_what_was_good_of_its_contributors() -> None:
-    found = rolled_back({"a": 0.4, "b": 0.3, "d": -0.4}, ["a", "c", "d"])
-    assert found == {"a": 0.2, "b": 0.3, "c": NEW / 2, "d": -0.4}
 
 
 def test_those_are_kept_that_took_part_last() -> None:
