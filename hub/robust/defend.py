@@ -1,9 +1,7 @@
 """A robust mean of updates, in the place of `hub.aggregation.mean.aggregate`.
 
 Two looks at all updates: at first come the inner products, from which everything is decided, then
-the new tensors are made. The parts that every update is made of, LoRA slices and other tensors,
-are measured in units of their own usual norm: a head's step may be ten times as long as all LoRA
-products' and is no ten times as important.
+the new tensors are made.
 
 Where boards train different ranks, a range of slices is judged among those who have it, by all that
 these have in common, so a small board is not an outlier for what it lacks.
@@ -23,22 +21,16 @@ from ffm_common.slices import pairs, rank_of
 from ffm_common.tensors import Array, Tensors
 from hub.aggregation.mean import Aggregate, Contribution, example_weights
 from hub.aggregation.products import Exact
-from hub.robust.clipping import running_median, scales
 from hub.robust.combine import Ruled, combine_factors, combine_other
 from hub.robust.defence import Defence
-from hub.robust.geometry import Changes, flat_inner_products, inner_products
+from hub.robust.geometry import Changes
 from hub.robust.judgement import Judgement
+from hub.robust.measured import OTHERS, Measured, Part, measure
 from hub.robust.reputation import WORST, along, renewed, reputations_of, voices_of
 from hub.robust.stacks import HELD_BYTES, Stacks
 from hub.robust.verdict import Verdict, judge
 
-OTHERS = "others"
-"""The part of an update that is no LoRA factor."""
-
 _THREADS = 2
-# Factors this many times the usual are left out whatever their product: its float32 sum would be
-# nothing but rounding.
-_ABSURD = 1e3
 _FLAGGED = 0.25
 
 
@@ -117,7 +109,7 @@ def defend(
         () if public_step is None else (public_step,),
         held_bytes=held_bytes,
     )
-    seen = _look(version, stacks, defence, medians or {})
+    seen = measure(version, stacks, medians or {}, clip=defence.clip)
     known, voices = reputation or {}, seen.sound.astype(np.float64)
     if defence.reputation:
         former = reputations_of(stacks.names, known)
@@ -158,39 +150,6 @@ def defend(
     )
 
 
-class _Part(msgspec.Struct, frozen=True):
-    """A range of slices, or all that are no slices, and which agents have it."""
-
-    name: str
-    slices: slice
-    owners: NDArray[np.int64]
-
-
-class _Seen(msgspec.Struct, frozen=True):
-    """The first look.
-
-    Parameters
-    ----------
-    parts
-        The first is one that everybody has.
-    grams
-        Part -> inner products, of shape (n, n), or one more where the hub's own step comes last.
-    bounds, scales
-        Part -> running median, and what clipping leaves of each update.
-    longest
-        Each update's norm in running medians, shape (n,).
-    sound
-        False for updates whose factors are out of all bounds.
-    """
-
-    parts: list[_Part]
-    grams: dict[str, Exact]
-    bounds: dict[str, float]
-    scales: dict[str, Exact]
-    longest: Exact
-    sound: NDArray[np.bool_]
-
-
 class _Judged(msgspec.Struct, frozen=True):
     """What was found by a part and all that its owners have beside it.
 
@@ -202,70 +161,10 @@ class _Judged(msgspec.Struct, frozen=True):
     cosines: Exact | None
 
 
-def _parts(version: Tensors, ranks: list[int]) -> list[_Part]:
-    """Take updates apart: tensors that are no factors, and slices, by who has them."""
-    paired = {key for pair in pairs(version) for key in pair}
-    parts = []
-    if set(version) - paired:
-        parts.append(_Part(OTHERS, slice(0), np.arange(len(ranks))))
-    first = 0
-    for rank in sorted(set(ranks)) if paired else ():
-        owners = np.flatnonzero(np.array(ranks) >= rank)
-        parts.append(_Part(f"slices {first + 1} to {rank}", slice(first, rank), owners))
-        first = rank
-    return parts
-
-
-def _look(
-    version: Tensors, stacks: Stacks, defence: Defence, medians: Mapping[str, float]
-) -> _Seen:
-    """Measure all updates."""
-    count = len(stacks.names)
-    parts = _parts(version, stacks.ranks)
-    grams = {part.name: np.zeros((count + stacks.more,) * 2) for part in parts}
-    squares = np.zeros(count)
-    for block in stacks.blocks():
-        factors = pairs(block)
-        for a, b in factors:
-            changes = Changes(version[a], version[b], block[a], block[b])
-            for part in parts:
-                if part.name != OTHERS:
-                    grams[part.name] += inner_products(changes.of(part.slices))
-            for stack in (block[a][:count], block[b][:count]):
-                squares += np.einsum("ijk,ijk->i", stack, stack, dtype=np.float64)
-        for key in sorted(block.keys() - {key for pair in factors for key in pair}):
-            grams[OTHERS] += flat_inner_products(block[key])
-    sizes = np.sqrt(squares)
-    some = sizes[sizes > 0]
-    bounds, kept, longest = {}, {}, np.zeros(count)
-    for part in parts:
-        norms = np.sqrt(np.maximum(np.diag(grams[part.name])[:count], 0))
-        bound = running_median(norms[part.owners], medians.get(part.name))
-        bounds[part.name] = bound
-        kept[part.name] = scales(norms, bound) if defence.clip else np.ones(count)
-        longest = np.maximum(longest, norms / (bound or 1.0))
-    sound = sizes <= _ABSURD * (float(np.median(some)) if some.size else 0.0)
-    return _Seen(parts, grams, bounds, kept, longest, sound)
-
-
-def _judge(part: _Part, seen: _Seen, examples: Exact, defence: Defence, voices: Exact) -> _Judged:
+def _judge(part: Part, seen: Measured, examples: Exact, defence: Defence, voices: Exact) -> _Judged:
     """Judge a part's owners by all parts that they have."""
     count = len(examples)
-    joint = np.zeros((count, count))
-    along, steps = np.zeros(count), 0
-    for one in seen.parts:
-        if one.owners.size < part.owners.size or not seen.bounds[one.name]:
-            continue
-        gram, scale = seen.grams[one.name], seen.scales[one.name] / seen.bounds[one.name]
-        joint += scale[:, None] * gram[:count, :count] * scale
-        if len(gram) > count and gram[-1, -1] > 0:
-            # The hub's step has the same length in each part.
-            along += scale * gram[:count, -1] / np.sqrt(gram[-1, -1])
-            steps += 1
-    cosines = None
-    if steps:
-        lengths = np.sqrt(np.diag(joint) * steps)
-        cosines = np.divide(along, lengths, out=np.zeros(count), where=lengths > 0)
+    joint, cosines = seen.joint(part)
     owners = part.owners
     found = judge(
         joint[np.ix_(owners, owners)],
@@ -294,7 +193,7 @@ def _conduct(
     return told | {names[int(place)]: WORST for place in np.flatnonzero(~sound)}
 
 
-def _lengths(seen: _Seen, weights: Exact) -> tuple[Length, ...]:
+def _lengths(seen: Measured, weights: Exact) -> tuple[Length, ...]:
     """Measure the updates that count."""
     products, rest = np.zeros(len(weights)), np.zeros(len(weights))
     for part in seen.parts:
