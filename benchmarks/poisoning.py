@@ -238,7 +238,11 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
 
 
 def judge(done: Sequence[Done]) -> list[Target]:
-    """Give the claims: means over seeds, against the same defence without an attack."""
+    """Give the claims: means over seeds, against the same defence without an attack.
+
+    Of what an attack costs, a part is no damage: the attackers' own data are missing. So it is told
+    against the limit, too: the same attackers known, and left out.
+    """
     judged = []
     for task in dict.fromkeys(one.cell.task for one in done):
         own = [one for one in done if one.cell.task == task]
@@ -255,9 +259,13 @@ def judge(done: Sequence[Done]) -> list[Target]:
         )
         for f in _ATTACKERS:
             allowed = f / _AGENTS
+            limit = _mean(own, "default", f, _ABSENT, allowed)
             for attack in _UNTARGETED:
-                lost = calm["default", allowed] - _mean(own, "default", f, attack, allowed)
-                judged.append(at_most(f"{task}, {10 * f} %, {attack}: points lost", lost, _LOST[f]))
+                name = f"{task}, {10 * f} %, {attack}: points"
+                left = _mean(own, "default", f, attack, allowed)
+                lost = calm["default", allowed] - left
+                judged.append(at_most(f"{name} lost", lost, _LOST[f]))
+                judged.append(at_most(f"{name} below the limit", limit - left, _LOST[f]))
             for attack in _BACKDOORS:
                 turned = _success_of(own, f, attack, allowed) - _success_of(own, 0, "", allowed)
                 name = f"{task}, {10 * f} %, {attack}: success, points above no attack"
