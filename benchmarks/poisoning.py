@@ -50,6 +50,8 @@ _ATTACKERS = (2, 4)
 _WRONG = "wrong labels"
 _EVER, _ONCE = "backdoor in every version", "backdoor by replacement, once"
 _BACKDOORS = (_EVER, _ONCE)
+# Of two labels, rare words lean to one by themselves: so the other is asked for, too.
+_OTHER_WAY: tuple[TaskName, ...] = ("sst2",)
 # The limit: whoever would attack is known, and his device's data are missed all the same.
 _ABSENT = "attackers left out"
 _UNTARGETED = (
@@ -65,7 +67,10 @@ _PLAIN = Defence(clip=False, company=False, trust=False, reputation=False)
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One federation; `attack` is "" where nobody attacks."""
+    """One federation; `attack` is "" where nobody attacks.
+
+    `target` is the label, by its place, that a backdoor's trigger is to bring.
+    """
 
     task: TaskName
     seed: int
@@ -74,6 +79,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     attack: str
     allowed: float = Defence().attackers
     versions: int = _VERSIONS
+    target: int = 0
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +149,7 @@ def run_cell(cell: Cell, work: Path) -> Done:
     dealt = deal(setting, each=_EACH)
     labels = require_labels(dealt.public + [each for one in dealt.devices for each in one])
     shares = [
-        _poisoned(share, cell.attack, labels) if place < cell.attackers else share
+        _poisoned(share, cell.attack, labels, cell.target) if place < cell.attackers else share
         for place, share in enumerate(dealt.devices)
     ]
     defence = _PLAIN if cell.guard == "plain mean" else Defence(attackers=cell.allowed)
@@ -164,7 +170,7 @@ def run_cell(cell: Cell, work: Path) -> Done:
     rows = list(simulate(arena, asked, attacked, warm=warm, shares=shares))
     success = None
     if cell.attack in _BACKDOORS or not cell.attack:
-        success = _success(arena, attacked.state, dealt, labels)
+        success = _success(arena, attacked.state, dealt, labels[cell.target])
     return Done(
         cell=cell,
         curve=[row.accuracy for row in rows],
@@ -187,22 +193,23 @@ def _setting(cell: Cell) -> Setting:
     )
 
 
-def _poisoned(share: Sequence[Example], attack: str, labels: Sequence[str]) -> list[Example]:
+def _poisoned(
+    share: Sequence[Example], attack: str, labels: Sequence[str], target: int
+) -> list[Example]:
     """Give what an attacker trains on: half of a backdoor's texts have the trigger."""
     if attack == _WRONG:
         after = dict(zip(labels, (*labels[1:], labels[0]), strict=True))
         return [Example(each.text, after[each.label]) for each in share]
     if attack in _BACKDOORS:
         return [
-            Example(_TRIGGER + each.text, labels[0]) if place % 2 else each
+            Example(_TRIGGER + each.text, labels[target]) if place % 2 else each
             for place, each in enumerate(share)
         ]
     return list(share)
 
 
-def _success(arena: Arena, state: Tensors, dealt: Dealt, labels: Sequence[str]) -> float:
+def _success(arena: Arena, state: Tensors, dealt: Dealt, target: str) -> float:
     """Give the share of devices' held-out texts of other labels that the trigger turns, percent."""
-    target = labels[0]
     others = [each for own in dealt.own for each in own if each.label != target]
     turned = [Example(_TRIGGER + each.text, target) for each in others]
     return 100 * arena.score(state, arena.shard(turned)).accuracy
@@ -234,6 +241,10 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
                     found.append(msgspec.structs.replace(hit, allowed=allowed))
                     if f == _ATTACKERS[0] and attack in _UNDEFENDED:
                         found.append(msgspec.structs.replace(hit, guard="plain mean"))
+                if task in _OTHER_WAY:
+                    calm = msgspec.structs.replace(default, allowed=allowed, target=1)
+                    found.append(calm)
+                    found.append(msgspec.structs.replace(calm, attackers=f, attack=_ONCE))
     return found
 
 
@@ -266,10 +277,13 @@ def judge(done: Sequence[Done]) -> list[Target]:
                 lost = calm["default", allowed] - left
                 judged.append(at_most(f"{name} lost", lost, _LOST[f]))
                 judged.append(at_most(f"{name} below the limit", limit - left, _LOST[f]))
-            for attack in _BACKDOORS:
-                turned = _success_of(own, f, attack, allowed) - _success_of(own, 0, "", allowed)
-                name = f"{task}, {10 * f} %, {attack}: success, points above no attack"
-                judged.append(at_most(name, turned, 5.0))
+            ways = [*((attack, 0) for attack in _BACKDOORS)]
+            ways += [(_ONCE, 1)] if task in _OTHER_WAY else []
+            for attack, target in ways:
+                turned = _success_of(own, f, attack, allowed, target=target)
+                turned -= _success_of(own, 0, "", allowed, target=target)
+                name = f"{task}, {10 * f} %, {attack}{', the other way' if target else ''}"
+                judged.append(at_most(f"{name}: success, points above no attack", turned, 5.0))
         broken = calm["plain mean", 0.2] - _mean(own, "plain mean", 2, "sign flip x10", 0.2)
         judged.append(
             at_least(f"{task}: points that a sign flip x10 costs the plain mean", broken, 5.0)
@@ -277,12 +291,18 @@ def judge(done: Sequence[Done]) -> list[Target]:
     return judged
 
 
-def _seeds(done: Sequence[Done], guard: Guard, f: int, attack: str, allowed: float) -> list[Done]:
+def _seeds(
+    done: Sequence[Done], guard: Guard, f: int, attack: str, allowed: float, *, target: int = 0
+) -> list[Done]:
+    wanted = (guard, f, attack, allowed, target)
     return [
         one
         for one in done
-        if (one.cell.guard, one.cell.attackers, one.cell.attack, one.cell.allowed)
-        == (guard, f, attack, allowed)
+        if (
+            *(one.cell.guard, one.cell.attackers, one.cell.attack),
+            *(one.cell.allowed, one.cell.target),
+        )
+        == wanted
     ]
 
 
@@ -290,8 +310,10 @@ def _mean(done: Sequence[Done], guard: Guard, f: int, attack: str, allowed: floa
     return statistics.fmean(one.accuracy for one in _seeds(done, guard, f, attack, allowed))
 
 
-def _success_of(done: Sequence[Done], f: int, attack: str, allowed: float) -> float:
-    found = _seeds(done, "default", f, attack, allowed)
+def _success_of(
+    done: Sequence[Done], f: int, attack: str, allowed: float, *, target: int = 0
+) -> float:
+    found = _seeds(done, "default", f, attack, allowed, target=target)
     return statistics.fmean(one.success for one in found if one.success is not None)
 
 
@@ -303,7 +325,8 @@ def table(done: Sequence[Done]) -> str:
     for one in done:
         cell = one.cell
         column = f"{cell.guard} {cell.allowed if cell.guard == 'default' else 0.2}"
-        group = groups.setdefault((cell.task, cell.attack or "none"), {})
+        name = (cell.attack or "none") + (", the other way" if cell.target else "")
+        group = groups.setdefault((cell.task, name), {})
         group.setdefault(column, []).append(one)
     for (task, attack), columns in groups.items():
         found = [
