@@ -48,7 +48,10 @@ from federation.trust.voice import Overheard, Voice
 from ffm_common.errors import SignatureInvalid
 from ffm_common.files import sha256_bytes
 from fleet.observer import Observer
+from hub.broker import find_mosquitto
 from tests.e2e.hostile import ANN, BOB, CAT, TOPICS, Arena, Said, arena, lost, route_of
+
+pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
 FORGED, STALE = "signature-invalid", "message-stale"
 

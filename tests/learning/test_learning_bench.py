@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 
@@ -149,15 +150,16 @@ def test_adapters_on_the_top_layers_need_less(tiny: Path) -> None:
 
 
 def test_memory_that_was_there_for_a_moment_is_seen() -> None:
+    gc.collect()  # or what earlier tests left goes meanwhile, and the moment is lost in that
     with Recorder() as recorder:
         recorder.begin()
         before = recorder.cost().anonymous_mb
-        held = np.ones(64 << 17)
+        held = np.ones(256 << 17)
         time.sleep(0.1)
         del held
         recorder.step()
         cost = recorder.cost()
-    assert cost.anonymous_mb > before + 50
+    assert cost.anonymous_mb > before + 150
     assert cost.seconds[0] >= 0.1
     assert cost.peak_mb >= cost.anonymous_mb
 
