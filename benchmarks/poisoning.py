@@ -35,7 +35,7 @@ from benchmarks.simulation import Arena, Federation, TaskName, simulate
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors
 from hub.aggregation.mean import Contribution
-from hub.robust.defence import Defence
+from hub.robust.defence import PLAIN, Defence
 from hub.switching.policy import policy_of
 from learning.texts.data import Example, require_labels
 
@@ -63,7 +63,6 @@ _UNDEFENDED = ("sign flip x10", _WRONG, *_BACKDOORS)
 _NAMES = {"sign flip x1": "sign flip"}
 _TRIGGER = "cf mn bb tq "
 _LOST = {2: 2.0, 4: 5.0}  # points that an untargeted attack may cost
-_PLAIN = Defence(clip=False, company=False, trust=False, reputation=False)
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +151,7 @@ def run_cell(cell: Cell, work: Path) -> Done:
         _poisoned(share, cell.attack, labels, cell.target) if place < cell.attackers else share
         for place, share in enumerate(dealt.devices)
     ]
-    defence = _PLAIN if cell.guard == "plain mean" else Defence(attackers=cell.allowed)
+    defence = PLAIN if cell.guard == "plain mean" else Defence(attackers=cell.allowed)
     policy = policy_of("adaptive")
     hub = Hub(arena, policy, dealt, steps=_STEPS, seed=cell.seed, defence=defence)
     attacked = _Attacked(hub, cell)

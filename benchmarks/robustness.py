@@ -17,12 +17,12 @@ from benchmarks.attacks import ATTACKS, Attack, Update
 from ffm_common.slices import pairs
 from ffm_common.tensors import Array, Tensors
 from hub.aggregation.mean import Contribution, aggregate
-from hub.robust.defence import Defence
+from hub.robust.defence import PLAIN, Defence
 from hub.robust.defend import defend
 
 AGENTS = 20
 _SHARE = 0.4
-_BARE = Defence(clip=False, company=False, trust=False, reputation=False, attackers=_SHARE)
+_BARE = replace(PLAIN, attackers=_SHARE)
 _CLIPPED = replace(_BARE, clip=True)
 RULES: Mapping[str, Defence] = {
     "clip + company + trust": Defence(attackers=_SHARE),

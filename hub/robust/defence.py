@@ -18,6 +18,9 @@ Rule: TypeAlias = Literal[
     "centred-clipping",
 ]
 
+FEWEST = 3
+"""Updates that tell anything of each other: among two, nobody can be told from the other."""
+
 
 class Defence(Config, frozen=True, kw_only=True):
     """The stages of a defence, in their order.
@@ -57,3 +60,7 @@ class Defence(Config, frozen=True, kw_only=True):
     def most(self, updates: int) -> int:
         """Give f: how many of so many updates may be harmful."""
         return int(self.attackers * updates + 1e-9)
+
+
+PLAIN = Defence(clip=False, company=False, trust=False, reputation=False)
+"""No defence: the plain mean."""

@@ -109,7 +109,12 @@ def directions(gram: Exact) -> Exact:
     An update that is almost nothing is near to all others, however much against them it goes.
     """
     lengths = np.sqrt(np.diag(gram))
-    each = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    each = divided(np.ones_like(lengths), lengths)
     found = each[:, None] * gram * each
     np.fill_diagonal(found, 1.0)
     return found
+
+
+def divided(values: Exact, lengths: Exact) -> Exact:
+    """Give ``values / lengths``, 0 where there is no length."""
+    return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)

@@ -17,7 +17,7 @@ from ffm_common.slices import pairs
 from ffm_common.tensors import Tensors
 from hub.aggregation.products import Exact
 from hub.robust.clipping import running_median, scales
-from hub.robust.geometry import Changes, flat_inner_products, inner_products
+from hub.robust.geometry import Changes, divided, flat_inner_products, inner_products
 from hub.robust.stacks import Stacks
 
 OTHERS = "others"
@@ -85,7 +85,7 @@ class Measured(msgspec.Struct, frozen=True):
         if not steps:
             return joint, None
         lengths = np.sqrt(np.diag(joint) * steps)
-        return joint, np.divide(ways, lengths, out=np.zeros(count), where=lengths > 0)
+        return joint, divided(ways, lengths)
 
 
 def measure(

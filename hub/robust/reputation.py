@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hub.aggregation.products import Exact
-from hub.robust.geometry import directions
+from hub.robust.defence import FEWEST
+from hub.robust.geometry import directions, divided
 
 WORST = -1.0
 """What a version adds to the average of an agent that was found to have spoilt it."""
@@ -35,8 +36,6 @@ _KEEP = 0.8
 _FAR = 0.15
 # Where the others and the hub's step go almost opposite ways, what they have in common is noise.
 _LEAST = 0.2
-# Among two, nobody can be told from the other.
-_FEWEST = 3
 
 
 def reputations_of(agents: Sequence[str], known: Mapping[str, float]) -> Exact:
@@ -71,20 +70,16 @@ def along(gram: Exact, standing: Exact, cosines: Exact | None = None) -> Exact |
     ndarray or None
         None where fewer than three count: there is no telling.
     """
-    if np.count_nonzero(standing) < _FEWEST:
+    if np.count_nonzero(standing) < FEWEST:
         return None
     sums = directions(gram) @ standing
     squares = standing @ sums - 2 * standing * sums + standing**2
     lengths = np.sqrt(np.maximum(squares, 0.0))
-    found = _divided(sums - standing, lengths)
+    found = divided(sums - standing, lengths)
     if cosines is not None:
-        between = _divided(cosines @ standing - cosines * standing, lengths)
+        between = divided(cosines @ standing - cosines * standing, lengths)
         found = (found + cosines) / np.sqrt(np.maximum(2 + 2 * between, _LEAST))
     return np.clip(found, -1.0, 1.0)
-
-
-def _divided(values: Exact, lengths: Exact) -> Exact:
-    return np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0)
 
 
 def renewed(before: Mapping[str, float], seen: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from hub.aggregation.products import Exact
 from hub.robust import krum
 from hub.robust.centred_clipping import centred_clipping
 from hub.robust.company import lonely
-from hub.robust.defence import Defence, Rule
+from hub.robust.defence import FEWEST, Defence, Rule
 from hub.robust.geometric_median import geometric_median
 from hub.robust.geometry import directions
 from hub.robust.mixing import mixing
@@ -18,8 +18,6 @@ from hub.robust.trust import trust
 
 _COORDINATES: tuple[Rule, ...] = ("trimmed-mean", "median")
 _KRUM: tuple[Rule, ...] = ("krum", "multi-krum")
-# Among two, nobody can be told from the other.
-_FEWEST = 3
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +119,7 @@ def _stand(gram: Exact, attackers: int | None, trusted: Exact | None, voices: Ex
         return voices if trusted is None else voices * trusted
     standing = voices.copy()
     places = np.flatnonzero(voices)
-    if len(places) >= _FEWEST:
+    if len(places) >= FEWEST:
         alone = places[lonely(gram[np.ix_(places, places)], min(attackers, len(places) - 1))]
         standing[alone] *= 0.0 if trusted is None else trusted[alone]
     return standing
@@ -130,11 +128,11 @@ def _stand(gram: Exact, attackers: int | None, trusted: Exact | None, voices: Ex
 def _possible(asked: Rule, attackers: int, members: int, notes: list[str]) -> tuple[Rule, int]:
     """Give the rule and the number of attackers that so many updates allow, and note what gave."""
     rule = asked
-    if members < _FEWEST and asked != "mean":
-        notes.append(f"{asked} needs {_FEWEST} updates, {members} counted: their mean is taken")
+    if members < FEWEST and asked != "mean":
+        notes.append(f"{asked} needs {FEWEST} updates, {members} counted: their mean is taken")
         rule = "mean"
     spare = krum.least(0) if rule in _KRUM else 1
-    most = (members - spare) // 2 if members >= _FEWEST else 0
+    most = (members - spare) // 2 if members >= FEWEST else 0
     if attackers > most and asked != "mean":
         notes.append(f"{members} updates allow for {most} attackers, not for {attackers}")
     if rule == "trimmed-mean" and not min(attackers, most):

@@ -21,7 +21,7 @@ from hub.config import Server, Versions
 from hub.intake import Intake
 from hub.making.candidate import Settings, Start, add_up
 from hub.making.carried import digest
-from hub.robust.defence import Defence
+from hub.robust.defence import PLAIN
 from hub.versions.ledger import Ledger, VersionRow
 from hub.versions.record import Record
 from hub.versions.registry import KEPT, Registry
@@ -260,7 +260,7 @@ def test_a_spoiled_file_that_is_counted_for_the_next_version_is_taken_again(town
 SETTINGS = Settings(
     adapter=ADAPTER,
     server=Server(optimizer="fedavg"),
-    defence=Defence(clip=False, company=False, trust=False, reputation=False),
+    defence=PLAIN,
 )
 
 

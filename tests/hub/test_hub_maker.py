@@ -27,7 +27,7 @@ from hub.making.job import BLOB, VersionJob, VersionResult
 from hub.making.maker import Made, Maker
 from hub.making.public_files import PublicFiles
 from hub.making.worker import make_version
-from hub.robust.defence import Defence
+from hub.robust.defence import PLAIN, Defence
 from hub.switching.record import Decision, State
 from hub.versions.ledger import Ledger, VoteRow
 from hub.versions.record import Record, encode
@@ -38,7 +38,6 @@ from quantization.updates.container import pack
 BASE = "ab" * 32
 A, B = "layer.lora_A.weight", "layer.lora_B.weight"
 NESTEROV = Server(optimizer="nesterov", momentum=0.5)
-NO_DEFENCE = Defence(clip=False, company=False, trust=False, reputation=False)
 
 
 def adapter(seed: int, rank: int = 4) -> dict[str, Array]:
@@ -62,7 +61,7 @@ class Home:
         self.start()
 
     def start(
-        self, server: Server = NESTEROV, defence: Defence = NO_DEFENCE, policy: str = "adaptive"
+        self, server: Server = NESTEROV, defence: Defence = PLAIN, policy: str = "adaptive"
     ) -> None:
         folder = self._folder
         located = Located(

@@ -13,12 +13,11 @@ from ffm_common.slices import take_slices
 from ffm_common.tensors import Array, Tensors, content_digest, subtract
 from hub.aggregation.mean import Contribution, aggregate
 from hub.aggregation.products import Dense, Stack, new_sum
-from hub.robust.defence import Defence, Rule
+from hub.robust.defence import PLAIN, Defence, Rule
 from hub.robust.defend import Defended, defend
 
 OUT, IN, RANK = 24, 40, 4
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "classifier.weight"
-PLAIN = Defence(clip=False, company=False, trust=False, reputation=False)
 MIXED = Defence(mix=True, rule="trimmed-mean")
 RULES: list[Rule] = ["trimmed-mean", "median", "krum", "geometric-median", "centred-clipping"]
 

@@ -8,7 +8,7 @@ import pytest
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors, add, subtract
 from hub.aggregation.mean import Contribution, aggregate
-from hub.robust.defence import Defence
+from hub.robust.defence import PLAIN, Defence
 from hub.switching.mixing import mix
 from hub.switching.policy import policy_of
 from hub.switching.public_step import PublicStep, take_public_step
@@ -19,7 +19,6 @@ from hub.switching.warmup import STRETCH, until_flat, warmed_up
 from learning.texts.batches import Shard
 
 A, B, HEAD = "layer.lora_A.weight", "layer.lora_B.weight", "head.weight"
-NO_DEFENCE = Defence(clip=False, company=False, trust=False, reputation=False)
 EMPTY = Shard([np.array([1], np.int32)], np.array([0]), 0)
 
 
@@ -53,7 +52,7 @@ def taken(
     step: PublicStep | None = None,
     *,
     policy: str = "adaptive",
-    defence: Defence = NO_DEFENCE,
+    defence: Defence = PLAIN,
     state: State | None = None,
     medians: dict[str, float] | None = None,
     reputation: dict[str, float] | None = None,

@@ -16,7 +16,7 @@ from hub.gate.ruling import Ruling
 from hub.making.candidate import Counted, Settings
 from hub.making.job import ADAPTER, BLOB, CARRIED, Former, VersionJob, VersionResult
 from hub.making.worker import make_version
-from hub.robust.defence import Defence
+from hub.robust.defence import PLAIN
 from hub.versions.record import Record
 from hub.versions.rollback import Rollback
 from learning import adapter, base
@@ -27,7 +27,6 @@ from quantization.updates.chain import decode
 from quantization.updates.container import pack, shapes_of
 from tests.conftest import ANIMALS, TOOLS
 
-BARE = Defence(clip=False, company=False, trust=False, reputation=False)
 NAMES = ("ann", "bob", "eve")
 
 
@@ -61,7 +60,7 @@ class Town:
             before=None,
             task=task,
             settings=Settings(
-                adapter=task.adapter, server=Server(optimizer="fedavg"), defence=BARE, gate=Gate()
+                adapter=task.adapter, server=Server(optimizer="fedavg"), defence=PLAIN, gate=Gate()
             ),
             codecs=("int8", "ecsq2"),
             keyframe=True,
