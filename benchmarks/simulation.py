@@ -22,7 +22,7 @@ from benchmarks.models import DATA
 from ffm_common import tensors as shape
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
-from ffm_common.task import Adapter, Task, Training
+from ffm_common.task import Adapter, AdapterKind, Task, Training
 from ffm_common.tensors import Array, Tensors
 from fleet.partition import Split, split
 from hub.aggregation import mean as aggregation
@@ -52,6 +52,9 @@ _ALPHA = 100.0
 _LENGTH = 32
 # A fresh head of many labels has far to go in few steps.
 _HEAD_RATE: dict[TaskName, float] = {"sst2": 2e-3, "banking77": 2e-2}
+# A prompt's entries are as large as word embeddings: its steps must be larger, too.
+_RATE: dict[AdapterKind, float] = {"prompt": 3e-2}
+_LORA = Adapter()
 _WHOLE = ("fp32", "int8")
 _STEP = "step-"
 
@@ -118,16 +121,16 @@ class Arena:
         Which data.
     work
         Holds the prepared base and the exported step, which are made if they are not there.
-    top_layers
-        As in `ffm_common.task.Adapter`.
+    adapter
+        What is trained: LoRA on some layers or all, or a soft prompt.
     """
 
-    def __init__(self, task: TaskName, work: Path, top_layers: int = 0) -> None:
+    def __init__(self, task: TaskName, work: Path, adapter: Adapter = _LORA) -> None:
         from learning.onnx.engine import OnnxEngine
         from learning.texts.tokens import Tokenizer
 
-        prepare(task, work, top_layers)
-        folder = _step_folder(task, work, top_layers)
+        prepare(task, work, adapter)
+        folder = _step_folder(task, work, adapter)
         self.name: TaskName = task
         self._work = work
         self._starts = f"start-{folder.name.removeprefix(_STEP)}"
@@ -145,14 +148,15 @@ class Arena:
         """Whether all that is trained here is balanced (`learning.balance`), as by default."""
 
     def start(self, seed: int) -> dict[str, Array]:
-        """Give the fresh adapter of a seed, drawn so that it can be sent by `drawn` as it is."""
+        """Give the fresh adapter of a seed; a random one so that `drawn` can send it as it is."""
         path = self._work / f"{self._starts}-{seed}.safetensors"
         if not path.exists():
             from learning.torch.engine import TorchEngine
 
             task = msgspec.structs.replace(self.task, seed=seed)
             shape.save(path, TorchEngine(base_folder(self._work), task).read())
-        return redraw(shape.load(path), derive(seed, "down", 0))
+        found = shape.load(path)
+        return redraw(found, derive(seed, "down", 0)) if self.task.starts_random else found
 
     def deal(self, agents: int, seed: int, alpha: float = _ALPHA) -> list[list[Example]]:
         """Deal the training set out; the smaller alpha, the less alike the label mixtures are."""
@@ -215,15 +219,18 @@ class _Downlink:
         Its codec down and its seed matter here.
     carried
         Folder for what encoding a version lost, which is added to the next one.
+    random
+        Whether the first version is nothing but random numbers.
     """
 
-    def __init__(self, asked: Federation, base_digest: str, carried: Path) -> None:
+    def __init__(self, asked: Federation, base_digest: str, carried: Path, *, random: bool) -> None:
         whole = asked.down in _WHOLE
         self._codecs = (asked.down if whole else asked.keyframe, asked.down)
         self._every = 1 if whole else asked.keyframe_every
         self._base = base_digest
         self._seed = asked.seed
         self._carried = carried
+        self._random = random
         self._chain = 0  # the last keyframe and the deltas after it
         self._sent: list[tuple[str, int]] = []
         self.state: dict[str, Array] = {}
@@ -241,7 +248,7 @@ class _Downlink:
             keyframe=not 0 < self._chain < self._every,
             seed=derive(self._seed, "down", version),
             carry=self._carried,
-            fresh=version == 0 and self._every > 1,
+            fresh=self._random and version == 0 and self._every > 1,
         )
         self._chain = 1 if sent.kind == "version" else self._chain + 1
         self._sent.append((sent.kind, len(sent.blob)))
@@ -286,7 +293,12 @@ def simulate(
     combine = aggregate or exact
     names = [f"agent-{place:02d}" for place in range(asked.agents)]
     with tempfile.TemporaryDirectory() as scratch:
-        downlink = _Downlink(asked, arena.base, make_folder(Path(scratch) / "hub"))
+        downlink = _Downlink(
+            asked,
+            arena.base,
+            make_folder(Path(scratch) / "hub"),
+            random=arena.task.starts_random,
+        )
         state = downlink.publish(arena.start(asked.seed))
         if warm is not None:
             state = downlink.publish(warm)
@@ -423,20 +435,22 @@ def base_folder(work: Path) -> Path:
     return work / "base"
 
 
-def task_of(name: TaskName, top_layers: int = 0) -> Task:
-    """Give the learning task: LoRA of rank 8 on query, key, value and dense layers."""
+def task_of(name: TaskName, adapter: Adapter = _LORA) -> Task:
+    """Give the learning task: LoRA of rank 8 on query, key, value and dense layers by default."""
     labels = require_labels(training_set(name))
     training = Training(max_length=_LENGTH, head_learning_rate=_HEAD_RATE[name])
-    return Task(labels=tuple(labels), adapter=Adapter(top_layers=top_layers), training=training)
+    rate = _RATE.get(adapter.kind, training.learning_rate)
+    training = msgspec.structs.replace(training, learning_rate=rate)
+    return Task(labels=tuple(labels), adapter=adapter, training=training)
 
 
-def prepare(name: TaskName, work: Path, top_layers: int = 0) -> None:
+def prepare(name: TaskName, work: Path, adapter: Adapter = _LORA) -> None:
     """Quantize the base and export the training step, unless they are there."""
     from learning.onnx.folder import describe
 
     if not base_folder(work).exists():
         base.prepare(base.bundled_minilm(), base_folder(work))
-    folder, task = _step_folder(name, make_folder(work), top_layers), task_of(name, top_layers)
+    folder, task = _step_folder(name, make_folder(work), adapter), task_of(name, adapter)
     if folder.exists() and describe(folder).task == task:
         return
     from learning.onnx.export import export
@@ -445,5 +459,7 @@ def prepare(name: TaskName, work: Path, top_layers: int = 0) -> None:
     export(base_folder(work), task, folder, weights="fp32")
 
 
-def _step_folder(name: TaskName, work: Path, top_layers: int) -> Path:
-    return work / (f"{_STEP}{name}" + (f"-top{top_layers}" if top_layers else ""))
+def _step_folder(name: TaskName, work: Path, adapter: Adapter) -> Path:
+    top = f"-top{adapter.top_layers}" if adapter.top_layers else ""
+    kind = "" if adapter.kind == "lora" else f"-{adapter.kind}"
+    return work / f"{_STEP}{name}{top}{kind}"

@@ -4,7 +4,7 @@ Federations of MiniLM with LoRA on its two upper layers, from the product's own 
 (`benchmarks.simulation`, `hub.switching`), whose devices have few examples each and whose hub has
 public data that is not like theirs: half of the labels, another source, or phrases for sentences.
 Beside the policies: two of them without balanced training (`learning.balance`), public data alone,
-each device alone, and everything in one place.
+each device alone, and everything in one place. Two settings are there with a soft prompt, too.
 Every cell is one process's work of about a minute of CPU; a restarted run with `--work` goes on.
 """
 

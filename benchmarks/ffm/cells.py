@@ -9,12 +9,16 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.ffm.arms import ARMS, Arm, Federated, Length, Outcome, balanced, run, warmed
-from benchmarks.ffm.data import PublicKind, Setting, deal
+from benchmarks.ffm.data import PublicKind, Setting, Trained, deal
 from benchmarks.resumable import run_all
 from benchmarks.simulation import Arena, TaskName
+from ffm_common.task import Adapter
 
-# Adapters on the two upper layers: half the time of a step, and most of what there is to learn.
-_TOP_LAYERS = 2
+# LoRA on the two upper layers: half the time of a step, and most of what there is to learn.
+_ADAPTERS: dict[Trained, Adapter] = {
+    "lora": Adapter(top_layers=2),
+    "prompt": Adapter(kind="prompt"),
+}
 _KINDS: tuple[tuple[TaskName, PublicKind], ...] = (
     ("banking77", "part"),
     ("banking77", "other"),
@@ -24,6 +28,9 @@ _FLEETS = (5, 20)
 _ALPHAS = (0.1, 0.5)
 _SEEDS = (0, 1, 2)
 _QUICK_ARMS: tuple[Federated, ...] = ("never", "warmup-then-federated", "adaptive")
+# A soft prompt enters below all layers, so its steps take four times as long: few cells.
+_PROMPTED: tuple[tuple[TaskName, PublicKind], ...] = (("banking77", "part"), ("sst2", "phrases"))
+_PROMPT_ARMS: tuple[Arm, ...] = (*_QUICK_ARMS, "public-only", "alone")
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +73,18 @@ def cells(*, quick: bool, only: str = "") -> list[Cell]:
             for alpha in _ALPHAS
             for arm in ARMS
         ]
+        found += [
+            Cell(
+                setting=Setting(
+                    task=task, public=public, agents=5, alpha=0.5, seed=seed, trained="prompt"
+                ),
+                arm=arm,
+                length=Length(),
+            )
+            for seed in _SEEDS
+            for task, public in _PROMPTED
+            for arm in _PROMPT_ARMS
+        ]
     return [cell for cell in found if only in cell.name]
 
 
@@ -89,25 +108,30 @@ def _describe(done: Done) -> str:
     )
 
 
-_arenas: dict[str, Arena] = {}
+_arenas: dict[tuple[TaskName, Trained], Arena] = {}
 
 
 def run_cell(cell: Cell, work: Path) -> Done:
     """Run one cell, in a process that keeps its engines."""
     began = time.process_time()
-    task = cell.setting.task
-    if task not in _arenas:
-        _arenas[task] = Arena(task, work, _TOP_LAYERS)
-    outcome = run(_arenas[task], cell.setting, cell.arm, cell.length, work)
+    task, trained = which = _needs(cell)
+    if which not in _arenas:
+        _arenas[which] = Arena(task, work, _ADAPTERS[trained])
+    outcome = run(_arenas[which], cell.setting, cell.arm, cell.length, work)
     return Done(cell=cell, outcome=outcome, cpu_s=round(time.process_time() - began, 1))
 
 
 def _prepare(missing: list[Cell], work: Path) -> None:
     """Make what cells share, so that no two processes make it at once."""
-    for task in sorted({cell.setting.task for cell in missing}):
-        arena = Arena(task, work, _TOP_LAYERS)
+    for task, trained in sorted({_needs(cell) for cell in missing}):
+        arena = Arena(task, work, _ADAPTERS[trained])
         for cell in missing:
-            if cell.setting.task == task:
+            if _needs(cell) == (task, trained):
                 arena.start(cell.setting.seed)
                 arena.balanced = balanced(cell.arm)
                 warmed(arena, cell.setting, deal(cell.setting), work)
+
+
+def _needs(cell: Cell) -> tuple[TaskName, Trained]:
+    """Tell which arena a cell is run in."""
+    return cell.setting.task, cell.setting.trained

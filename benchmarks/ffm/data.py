@@ -15,6 +15,7 @@ from fleet.partition import split
 from learning.texts.data import Example, read_labelled, require_labels
 
 PublicKind: TypeAlias = Literal["part", "other", "phrases"]
+Trained: TypeAlias = Literal["lora", "prompt"]
 
 # A device has few examples: with thousands on each there is nothing that public data could add.
 _EACH, _HELD_OUT = 100, 20
@@ -48,6 +49,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         How alike the devices' label mixtures are: each is drawn from a Dirichlet distribution with
         this parameter for every label, the convention of most of the literature (NIID-Bench, Li et
         al. 2022). `fleet.partition.split` takes their sum.
+    trained
+        Kind of the adapter.
     """
 
     task: TaskName
@@ -55,12 +58,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     agents: int
     alpha: float
     seed: int
+    trained: Trained = "lora"
 
     @property
     def name(self) -> str:
         """A name that tells it from all others."""
         parts = (self.task, self.public, f"{self.agents}", f"{self.alpha:g}", f"{self.seed}")
-        return "-".join(parts)
+        return "-".join([*parts, *([] if self.trained == "lora" else [self.trained])])
 
 
 class Dealt(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.ffm import report
 from benchmarks.ffm.arms import ARMS, Arm, Length, Outcome, Point
 from benchmarks.ffm.cells import Cell, Done, cells, run_cell
-from benchmarks.ffm.data import Setting, deal
+from benchmarks.ffm.data import Setting, Trained, deal
 from benchmarks.models import DATA
 
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the datasets are not beside the project")
@@ -32,7 +32,9 @@ def done(arm: Arm, accuracies: list[float], seed: int = 0) -> Done:
 
 def test_every_cell_has_a_name_of_its_own_and_can_be_asked_for() -> None:
     names = [cell.name for cell in cells(quick=False)]
-    assert len(names) == len(set(names)) == 3 * 3 * 2 * 2 * len(ARMS)
+    lora = [name for name in names if "-prompt-" not in name]
+    assert len(lora) == len(set(lora)) == 3 * 3 * 2 * 2 * len(ARMS)
+    assert len(names) == len(set(names)) == len(lora) + 3 * 2 * 5
     assert [cell.name for cell in cells(quick=False, only="sst2-phrases-5-0.1-0-adaptive")] == [
         "sst2-phrases-5-0.1-0-adaptive"
     ]
@@ -77,6 +79,7 @@ def test_adaptive_is_judged_against_the_best_fixed_arm_and_each_source_alone() -
     found = [
         done("adaptive", [0.2, 0.4, 0.6, 0.6]),
         done("always", [0.2, 0.4, 0.61, 0.61]),
+        done("fixed:0.3", [0.2, 0.4, 0.5, 0.5]),
         done("never", [0.2, 0.2, 0.3, 0.3]),
         done("public-only", [0.5, 0.5, 0.5]),
         done("warmup-then-federated", [0.2, 0.3, 0.55, 0.55]),
@@ -87,6 +90,12 @@ def test_adaptive_is_judged_against_the_best_fixed_arm_and_each_source_alone() -
     assert judged["points above never"].value == pytest.approx(30)
     assert judged["points above public-only"].value == pytest.approx(10)
     assert judged["points above warm-up"].value == pytest.approx(5)
+
+
+def test_the_best_fixed_arm_is_known_only_where_all_have_run() -> None:
+    found = [done("adaptive", [0.2, 0.4, 0.6, 0.6]), done("never", [0.2, 0.2, 0.3, 0.3])]
+    names = [target.name.partition(": ")[2] for target in report.targets(found)]
+    assert names == ["points above never"]
 
 
 def test_where_points_are_few_versions_may_tell() -> None:
@@ -125,8 +134,11 @@ def test_a_policy_is_compared_with_the_one_that_was_best_on_other_seeds() -> Non
 
 
 @needs_data
-def test_a_small_federation_decides_for_each_version(minilm: Path, tmp_path: Path) -> None:
-    setting = Setting(task="sst2", public="phrases", agents=3, alpha=0.5, seed=0)
+@pytest.mark.parametrize("trained", ["lora", pytest.param("prompt", marks=pytest.mark.long)])
+def test_a_small_federation_decides_for_each_version(
+    trained: Trained, minilm: Path, tmp_path: Path
+) -> None:
+    setting = Setting(task="sst2", public="phrases", agents=3, alpha=0.5, seed=0, trained=trained)
     length = Length(versions=2, local_steps=1, judged=0)
     cell = Cell(setting=setting, arm="adaptive", length=length)
     shutil.copytree(minilm, tmp_path / "base")
