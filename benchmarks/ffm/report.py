@@ -140,18 +140,21 @@ def plot(path: Path, done: Sequence[Done]) -> None:
         rows, columns, figsize=(3.6 * columns, 3 * rows), layout="constrained", squeeze=False
     )
     for axis, (group, arms) in zip(axes.flat, groups.items(), strict=False):
-        for arm in get_args(Federated):
+        for place, arm in enumerate(get_args(Federated)):
             curves = [
                 [100 * point.accuracy for point in each.outcome.points]
                 for each in arms.get(arm, [])
             ]
             if curves:
-                axis.plot(np.mean(curves, axis=0), label=arm, linewidth=2 + (arm == "adaptive"))
+                middle, width = np.mean(curves, axis=0), 2 + (arm == "adaptive")
+                axis.plot(middle, label=arm, color=f"C{place}", linewidth=width)
         for arm, style in (("public-only", ":"), ("centralized", "--")):
             if arm in arms:
                 axis.axhline(_mean(arms[arm]), linestyle=style, color="#777777", label=arm)
         axis.set(title="-".join(map(str, group)), xlabel="version", ylabel="accuracy, %")
         axis.legend(fontsize=6)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
