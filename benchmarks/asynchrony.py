@@ -28,10 +28,9 @@ import numpy as np
 
 from benchmarks.result import DOCS, Target, at_most, finish, parser
 from benchmarks.resumable import run_all
-from benchmarks.simulation import Arena, TaskName
+from benchmarks.simulation import UPPER, Arena, TaskName
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
-from ffm_common.task import Adapter
 from ffm_common.tensors import Array, Tensors, subtract
 from hub.aggregation.mean import Contribution, aggregate
 from hub.aggregation.rebase import discount, rebase
@@ -43,8 +42,6 @@ from quantization.updates.container import pack, shapes_of, unpack
 from quantization.updates.rates import DELTA, KEYFRAME, KEYFRAME_EVERY
 
 _TASK: TaskName = "banking77"
-# Adapters on the two upper layers: half the time of a step, and most of what there is to learn.
-_ADAPTER = Adapter(top_layers=2)
 _SPREAD = 5.0
 _JITTER = 0.1
 _POINTS = 0.01
@@ -395,14 +392,14 @@ _arenas: dict[TaskName, Arena] = {}
 def run_cell(cell: Cell, work: Path) -> Done:
     """Run one cell, in a process that keeps its engines."""
     if _TASK not in _arenas:
-        _arenas[_TASK] = Arena(_TASK, work, _ADAPTER)
+        _arenas[_TASK] = Arena(_TASK, work, UPPER)
     return race(_arenas[_TASK], cell)
 
 
 def _prepare(missing: list[Cell], work: Path) -> None:
     """Make what cells share, so that no two processes make it at once."""
     if missing:
-        arena = Arena(_TASK, work, _ADAPTER)
+        arena = Arena(_TASK, work, UPPER)
         for seed in {cell.seed for cell in missing}:
             arena.start(seed)
 

@@ -31,9 +31,8 @@ from benchmarks.ffm.data import Dealt, PublicKind, Setting, deal
 from benchmarks.ffm.hub import Hub
 from benchmarks.result import Target, at_least, at_most, finish, parser
 from benchmarks.resumable import run_all, say
-from benchmarks.simulation import Arena, Federation, TaskName, simulate
+from benchmarks.simulation import UPPER, Arena, Federation, TaskName, simulate
 from ffm_common.seeds import derive
-from ffm_common.task import Adapter
 from ffm_common.tensors import Array, Tensors
 from hub.aggregation.mean import Contribution
 from hub.robust.defence import PLAIN, Defence
@@ -43,7 +42,6 @@ from learning.texts.data import Example, require_labels
 Guard: TypeAlias = Literal["default", "plain mean"]
 
 _AGENTS, _EACH, _ALPHA = 10, 500, 0.5
-_ADAPTER = Adapter(top_layers=2)
 _STEPS, _VERSIONS, _JUDGED = 8, 8, 2
 _PUBLIC: Mapping[TaskName, PublicKind] = {"banking77": "part", "sst2": "phrases"}
 _SEEDS = (0, 1)
@@ -144,7 +142,7 @@ def run_cell(cell: Cell, work: Path) -> Done:
     """Run one cell, in a process that keeps its engines."""
     began = time.process_time()
     if cell.task not in _arenas:
-        _arenas[cell.task] = Arena(cell.task, work, _ADAPTER)
+        _arenas[cell.task] = Arena(cell.task, work, UPPER)
     arena, setting = _arenas[cell.task], _setting(cell)
     dealt = deal(setting, each=_EACH)
     labels = require_labels(dealt.public + [each for one in dealt.devices for each in one])
@@ -348,7 +346,7 @@ def _told(done: Sequence[Done]) -> str:
 def _prepare(missing: list[Cell], work: Path) -> None:
     """Make what cells share, so that no two processes make it at once."""
     for task in sorted({cell.task for cell in missing}):
-        arena = Arena(task, work, _ADAPTER)
+        arena = Arena(task, work, UPPER)
         for seed in sorted({cell.seed for cell in missing if cell.task == task}):
             setting = _setting(next(one for one in missing if (one.task, one.seed) == (task, seed)))
             arena.start(seed)

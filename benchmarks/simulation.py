@@ -22,7 +22,7 @@ from benchmarks.models import DATA
 from ffm_common import tensors as shape
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
-from ffm_common.task import Adapter, AdapterKind, Task, Training
+from ffm_common.task import PROMPT_RATE, Adapter, Task, Training
 from ffm_common.tensors import Array, Tensors
 from fleet.partition import Split, split
 from hub.aggregation import mean as aggregation
@@ -52,9 +52,9 @@ _ALPHA = 100.0
 _LENGTH = 32
 # A fresh head of many labels has far to go in few steps.
 _HEAD_RATE: dict[TaskName, float] = {"sst2": 2e-3, "banking77": 2e-2}
-# A prompt's entries are as large as word embeddings: its steps must be larger, too.
-_RATE: dict[AdapterKind, float] = {"prompt": 3e-2}
 _LORA = Adapter()
+UPPER = Adapter(top_layers=2)
+"""LoRA on the two upper layers: half the time of a step, and most of what there is to learn."""
 _WHOLE = ("fp32", "int8")
 _STEP = "step-"
 
@@ -439,8 +439,8 @@ def task_of(name: TaskName, adapter: Adapter = _LORA) -> Task:
     """Give the learning task: LoRA of rank 8 on query, key, value and dense layers by default."""
     labels = require_labels(training_set(name))
     training = Training(max_length=_LENGTH, head_learning_rate=_HEAD_RATE[name])
-    rate = _RATE.get(adapter.kind, training.learning_rate)
-    training = msgspec.structs.replace(training, learning_rate=rate)
+    if adapter.kind == "prompt":
+        training = msgspec.structs.replace(training, learning_rate=PROMPT_RATE)
     return Task(labels=tuple(labels), adapter=adapter, training=training)
 
 

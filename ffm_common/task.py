@@ -12,6 +12,9 @@ AdapterKind = Literal["lora", "prompt", "full"]
 TaskKind = Literal["classification", "causal-lm", "masked-lm", "image-classification"]
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
+PROMPT_RATE = 3e-2
+"""A learning rate for soft prompts: entries are as large as word embeddings, so steps must be."""
+
 
 class Adapter(Config, frozen=True, kw_only=True):
     """What is trained: something on top of the frozen base, or a difference to all of it.

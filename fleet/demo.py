@@ -15,7 +15,7 @@ import msgspec
 
 from ffm_common.errors import FleetStalled, PortBusy, StorageError
 from ffm_common.seeds import derive
-from ffm_common.task import Adapter, AdapterKind, Task, Training
+from ffm_common.task import PROMPT_RATE, Adapter, AdapterKind, Task, Training
 from fleet import report as reports
 from fleet.baseline import BaselineJob
 from fleet.dealing import deal
@@ -176,8 +176,7 @@ def _members(count: int, engine: EngineName) -> list[Member]:
 
 def _settings(options: Options) -> tuple[Adapter, Training]:
     if options.adapter == "prompt":
-        # A prompt's entries are as large as word embeddings: its steps must be larger, too.
-        return Adapter(kind="prompt"), Training(learning_rate=3e-2, head_learning_rate=1e-2)
+        return Adapter(kind="prompt"), Training(learning_rate=PROMPT_RATE, head_learning_rate=1e-2)
     return Adapter(kind="lora"), Training()
 
 

@@ -126,8 +126,7 @@ def run(arena: Arena, setting: Setting, arm: Arm, length: Length, work: Path) ->
 
 def warmed(arena: Arena, setting: Setting, dealt: Dealt, work: Path) -> dict[str, Array]:
     """Train on public data until its held-out loss no longer falls; give the best adapter."""
-    kind = "" if setting.trained == "lora" else f"-{setting.trained}"
-    kind += "" if arena.balanced else "-plain"
+    kind = setting.suffix + ("" if arena.balanced else "-plain")
     path = work / f"warm-{setting.task}-{setting.public}-{setting.seed}{kind}.safetensors"
     if path.exists():
         return shape.load(path)

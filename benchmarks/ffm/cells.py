@@ -11,14 +11,10 @@ import msgspec
 from benchmarks.ffm.arms import ARMS, Arm, Federated, Length, Outcome, balanced, run, warmed
 from benchmarks.ffm.data import PublicKind, Setting, Trained, deal
 from benchmarks.resumable import run_all
-from benchmarks.simulation import Arena, TaskName
+from benchmarks.simulation import UPPER, Arena, TaskName
 from ffm_common.task import Adapter
 
-# LoRA on the two upper layers: half the time of a step, and most of what there is to learn.
-_ADAPTERS: dict[Trained, Adapter] = {
-    "lora": Adapter(top_layers=2),
-    "prompt": Adapter(kind="prompt"),
-}
+_ADAPTERS: dict[Trained, Adapter] = {"lora": UPPER, "prompt": Adapter(kind="prompt")}
 _KINDS: tuple[tuple[TaskName, PublicKind], ...] = (
     ("banking77", "part"),
     ("banking77", "other"),
@@ -61,29 +57,25 @@ def cells(*, quick: bool, only: str = "") -> list[Cell]:
         length = Length(versions=2, local_steps=2, judged=1)
         found = [Cell(setting=setting, arm=arm, length=length) for arm in _QUICK_ARMS]
     else:
-        found = [
-            Cell(
-                setting=Setting(task=task, public=public, agents=agents, alpha=alpha, seed=seed),
-                arm=arm,
-                length=Length(),
-            )
+        asked = [
+            (Setting(task=task, public=public, agents=agents, alpha=alpha, seed=seed), ARMS)
             for seed in _SEEDS
             for task, public in _KINDS
             for agents in _FLEETS
             for alpha in _ALPHAS
-            for arm in ARMS
         ]
-        found += [
-            Cell(
-                setting=Setting(
-                    task=task, public=public, agents=5, alpha=0.5, seed=seed, trained="prompt"
-                ),
-                arm=arm,
-                length=Length(),
+        asked += [
+            (
+                Setting(task=task, public=public, agents=5, alpha=0.5, seed=seed, trained="prompt"),
+                _PROMPT_ARMS,
             )
             for seed in _SEEDS
             for task, public in _PROMPTED
-            for arm in _PROMPT_ARMS
+        ]
+        found = [
+            Cell(setting=setting, arm=arm, length=Length())
+            for setting, arms in asked
+            for arm in arms
         ]
     return [cell for cell in found if only in cell.name]
 

@@ -64,7 +64,12 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """A name that tells it from all others."""
         parts = (self.task, self.public, f"{self.agents}", f"{self.alpha:g}", f"{self.seed}")
-        return "-".join([*parts, *([] if self.trained == "lora" else [self.trained])])
+        return "-".join(parts) + self.suffix
+
+    @property
+    def suffix(self) -> str:
+        """What names of another adapter than LoRA end with."""
+        return "" if self.trained == "lora" else f"-{self.trained}"
 
 
 class Dealt(msgspec.Struct, frozen=True):
