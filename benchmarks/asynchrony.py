@@ -26,9 +26,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from benchmarks.arena import Arena
 from benchmarks.result import DOCS, Target, at_most, finish, parser
 from benchmarks.resumable import run_all
-from benchmarks.simulation import UPPER, Arena, TaskName
+from benchmarks.tasks import UPPER, TaskName
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors, subtract

@@ -25,13 +25,15 @@ from typing import Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from benchmarks.arena import Arena
 from benchmarks.attacks import ATTACKS, scaled
 from benchmarks.ffm.arms import warmed
 from benchmarks.ffm.data import Dealt, PublicKind, Setting, deal
 from benchmarks.ffm.hub import Hub
 from benchmarks.result import Target, at_least, at_most, finish, parser
 from benchmarks.resumable import run_all, say
-from benchmarks.simulation import UPPER, Arena, Federation, TaskName, simulate
+from benchmarks.simulation import Federation, simulate
+from benchmarks.tasks import UPPER, TaskName
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors
 from hub.aggregation.mean import Contribution

@@ -11,52 +11,30 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.hidden import Hidden
-from benchmarks.models import DATA
+from benchmarks.arena import ALPHA, Arena, deal, drawn
+from benchmarks.tasks import TaskName, evaluation_set, training_set
 from ffm_common import tensors as shape
 from ffm_common.files import make_folder
 from ffm_common.seeds import derive
-from ffm_common.task import PROMPT_RATE, Adapter, Task, Training
 from ffm_common.tensors import Array, Tensors
-from fleet.partition import Split, split
+from fleet.partition import Split
 from hub.aggregation import mean as aggregation
 from hub.aggregation.mean import Contribution, example_weights
 from hub.making.downlink import Before, encode
-from learning import base
-from learning.texts.batches import Shard, labelled_shard
-from learning.texts.data import Example, read_labelled, require_labels
-from learning.trainer import Measure, Trainer, evaluate
+from learning.texts.data import Example
 from quantization.updates.container import pack, shapes_of, unpack
-from quantization.updates.drawn import redraw
 from quantization.updates.feedback import ErrorFeedback
 from quantization.updates.rates import KEYFRAME, KEYFRAME_EVERY, loses
 
-if TYPE_CHECKING:
-    from learning.onnx.engine import OnnxEngine
-
-TaskName: TypeAlias = Literal["sst2", "banking77"]
 Aggregator: TypeAlias = Callable[[Tensors, Mapping[str, Contribution]], dict[str, Array]]
 """(what the hub holds, agent id -> its update) -> what the hub holds next."""
 
-_FILES: dict[TaskName, tuple[Path, Path]] = {
-    "sst2": (DATA / "sst2" / "sentences_train.tsv", DATA / "sst2" / "sentences_test.tsv"),
-    "banking77": (DATA / "banking77" / "train.csv", DATA / "banking77" / "test.csv"),
-}
-_ALPHA = 100.0
-_LENGTH = 32
-# A fresh head of many labels has far to go in few steps.
-_HEAD_RATE: dict[TaskName, float] = {"sst2": 2e-3, "banking77": 2e-2}
-_LORA = Adapter()
-UPPER = Adapter(top_layers=2)
-"""LoRA on the two upper layers: half the time of a step, and most of what there is to learn."""
 _WHOLE = ("fp32", "int8")
-_STEP = "step-"
 
 
 class Federation(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +61,7 @@ class Federation(msgspec.Struct, frozen=True, kw_only=True):
 
     task: TaskName
     agents: int = 6
-    alpha: float = _ALPHA
+    alpha: float = ALPHA
     participation: float = 1.0
     up: str = "eden1"
     down: str = "ecsq2"
@@ -100,7 +78,7 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     """One version: how good it is, and the bytes of all agents together since the beginning.
 
     `whole` is the accuracy on the whole test set, where it was measured; `movement` the norm of the
-    step from the version before, as a share of that version's.
+    step from the version before, as a share of that version's (0 where that is nothing).
     """
 
     version: int
@@ -110,104 +88,6 @@ class VersionRow(msgspec.Struct, frozen=True, kw_only=True):
     up_bytes: int
     down_bytes: int
     movement: float
-
-
-class Arena:
-    """The engine and the data of one task; kept over many federations.
-
-    Parameters
-    ----------
-    task
-        Which data.
-    work
-        Holds the prepared base and the exported step, which are made if they are not there.
-    adapter
-        What is trained: LoRA on some layers or all, or a soft prompt.
-    """
-
-    def __init__(self, task: TaskName, work: Path, adapter: Adapter = _LORA) -> None:
-        from learning.onnx.engine import OnnxEngine
-        from learning.texts.tokens import Tokenizer
-
-        prepare(task, work, adapter)
-        folder = _step_folder(task, work, adapter)
-        self.name: TaskName = task
-        self._work = work
-        self._starts = f"start-{folder.name.removeprefix(_STEP)}"
-        # Two engines: one opens a graph anew each time it changes from training to answering.
-        self.engine: OnnxEngine = OnnxEngine(folder, threads=1)
-        self.engine.set_checkpointing(on=False)
-        self._judge: OnnxEngine = OnnxEngine(folder, threads=1)
-        self._hidden = Hidden(self.engine) if self.engine.border else None
-        self.task = self.engine.task
-        self._tokenizer = Tokenizer(folder)
-        self._examples = training_set(task)
-        self._test = self.shard(read_labelled(_FILES[task][1]))
-        self.base = base.describe(base_folder(work)).digest
-        self.balanced = True
-        """Whether all that is trained here is balanced (`learning.balance`), as by default."""
-
-    def start(self, seed: int) -> dict[str, Array]:
-        """Give the fresh adapter of a seed; a random one so that `drawn` can send it as it is."""
-        path = self._work / f"{self._starts}-{seed}.safetensors"
-        if not path.exists():
-            from learning.torch.engine import TorchEngine
-
-            task = msgspec.structs.replace(self.task, seed=seed)
-            shape.save(path, TorchEngine(base_folder(self._work), task).read())
-        found = shape.load(path)
-        return redraw(found, derive(seed, "down", 0)) if self.task.starts_random else found
-
-    def deal(self, agents: int, seed: int, alpha: float = _ALPHA) -> list[list[Example]]:
-        """Deal the training set out; the smaller alpha, the less alike the label mixtures are."""
-        return _deal(self._examples, agents, seed, alpha)
-
-    def shard(self, examples: Sequence[Example]) -> Shard:
-        """Tokenize examples."""
-        return labelled_shard(examples, self.task.labels, self._tokenizer, _LENGTH)
-
-    def worth(self, shard: Shard) -> int:
-        """Give how many examples an update from a shard counts for."""
-        return self.trainer(shard, 0).worth
-
-    def train(self, start: Tensors, shard: Shard, steps: int, seed: int) -> dict[str, Array]:
-        """Take local steps from `start`; give what the agent holds then."""
-        self.engine.write(start)
-        self.trainer(shard, seed).run(steps)
-        return self.engine.read()
-
-    def trainer(self, shard: Shard, seed: int, *, batch_size: int | None = None) -> Trainer:
-        """Give what takes steps from what the engine holds."""
-        training = self.task.training
-        training = msgspec.structs.replace(
-            training, balanced=self.balanced, batch_size=batch_size or training.batch_size
-        )
-        return Trainer(
-            self.engine, self._seen(shard), training, micro_batch=training.batch_size, seed=seed
-        )
-
-    def contribution(self, blob: bytes, version: Tensors, examples: int) -> Contribution:
-        """Give an update as the hub takes it: decoded when its turn comes."""
-        return Contribution(lambda: unpack(blob, shapes_of(version), base=self.base)[1], examples)
-
-    def measure(self, tensors: Tensors, most: int | None = None, seed: int = 0) -> Measure:
-        """Measure on the test set, or on `most` examples drawn from it."""
-        test = self._test
-        if most is None or most >= len(test):
-            return self.score(tensors, test)
-        assert test.targets is not None  # noqa: S101 - a classification
-        places = _drawn(len(test), most, seed)
-        part = Shard([test.ids[place] for place in places], test.targets[places], test.pad)
-        return self.score(tensors, part)
-
-    def score(self, tensors: Tensors, shard: Shard) -> Measure:
-        """Measure on other examples."""
-        self._judge.write(tensors)
-        return evaluate(self._judge, self._seen(shard))
-
-    def _seen(self, shard: Shard) -> Shard:
-        """Bring what lies below an adapter on the top layers: it is computed once for each text."""
-        return shard if self._hidden is None else self._hidden.shard(shard)
 
 
 class _Downlink:
@@ -332,7 +212,8 @@ def simulate(
                 up += len(blob)
                 contributions[agent.name] = arena.contribution(blob, state, agent.examples)
             before, state = state, downlink.publish(combine(state, contributions))
-            movement = _norm(shape.subtract(state, before)) / _norm(before)
+            moved, held = _norm(shape.subtract(state, before)), _norm(before)
+            movement = moved / held if held else 0.0
 
 
 class _Agent:
@@ -405,61 +286,12 @@ def factors(version: Tensors, contributions: Mapping[str, Contribution]) -> dict
     }
 
 
-def training_set(name: TaskName) -> list[Example]:
-    """Read a task's training data."""
-    return read_labelled(_FILES[name][0])
-
-
 def deal_files(asked: Federation) -> Split:
     """Deal a task's data out for processes of their own, as the arena does."""
-    train, test = training_set(asked.task), read_labelled(_FILES[asked.task][1])
+    train, test = training_set(asked.task), evaluation_set(asked.task)
     return Split(
-        agents=_deal(train, asked.agents, asked.seed, asked.alpha),
+        agents=deal(train, asked.agents, asked.seed, asked.alpha),
         public=list({example.label: example for example in train}.values()),
-        test=[test[place] for place in _drawn(len(test), asked.test, asked.seed)],
+        test=[test[place] for place in drawn(len(test), asked.test, asked.seed)],
         duplicates=0,
     )
-
-
-def _drawn(total: int, most: int, seed: int) -> NDArray[np.int64]:
-    """Draw test examples."""
-    return np.random.default_rng(seed).permutation(total)[:most]
-
-
-def _deal(examples: Sequence[Example], agents: int, seed: int, alpha: float) -> list[list[Example]]:
-    return split(examples, agents=agents, alpha=alpha, public=0, test=0, seed=seed).agents
-
-
-def base_folder(work: Path) -> Path:
-    """Give where the prepared base is."""
-    return work / "base"
-
-
-def task_of(name: TaskName, adapter: Adapter = _LORA) -> Task:
-    """Give the learning task: LoRA of rank 8 on query, key, value and dense layers by default."""
-    labels = require_labels(training_set(name))
-    training = Training(max_length=_LENGTH, head_learning_rate=_HEAD_RATE[name])
-    if adapter.kind == "prompt":
-        training = msgspec.structs.replace(training, learning_rate=PROMPT_RATE)
-    return Task(labels=tuple(labels), adapter=adapter, training=training)
-
-
-def prepare(name: TaskName, work: Path, adapter: Adapter = _LORA) -> None:
-    """Quantize the base and export the training step, unless they are there."""
-    from learning.onnx.folder import describe
-
-    if not base_folder(work).exists():
-        base.prepare(base.bundled_minilm(), base_folder(work))
-    folder, task = _step_folder(name, make_folder(work), adapter), task_of(name, adapter)
-    if folder.exists() and describe(folder).task == task:
-        return
-    from learning.onnx.export import export
-
-    # The bits of the NF4 base, kept unpacked: the same numbers in half the time.
-    export(base_folder(work), task, folder, weights="fp32")
-
-
-def _step_folder(name: TaskName, work: Path, adapter: Adapter) -> Path:
-    top = f"-top{adapter.top_layers}" if adapter.top_layers else ""
-    kind = "" if adapter.kind == "lora" else f"-{adapter.kind}"
-    return work / f"{_STEP}{name}{top}{kind}"

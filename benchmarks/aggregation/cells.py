@@ -13,8 +13,10 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from benchmarks.arena import Arena
 from benchmarks.result import Target, at_least
-from benchmarks.simulation import Arena, Federation, TaskName, exact, factors, simulate
+from benchmarks.simulation import Federation, exact, factors, simulate
+from benchmarks.tasks import TaskName
 
 Steps: TypeAlias = Literal["few", "many"]
 Shards: TypeAlias = Literal["alike", "unlike"]

@@ -7,7 +7,8 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.simulation import Federation, deal_files, task_of
+from benchmarks.simulation import Federation, deal_files
+from benchmarks.tasks import task_of
 from ffm_common.task import Task
 from fleet.partition import Split
 from learning import base, planning

@@ -24,7 +24,8 @@ from benchmarks.codecs.rates import rates
 from benchmarks.codecs.socket_rows import RunFailed, SocketRow
 from benchmarks.result import finish, parser
 from benchmarks.resumable import say
-from benchmarks.simulation import Federation, TaskName
+from benchmarks.simulation import Federation
+from benchmarks.tasks import TaskName
 from ffm_common.errors import FfmError
 
 _SOCKET_TASK: TaskName = "banking77"

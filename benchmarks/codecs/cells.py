@@ -9,17 +9,10 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.arena import Arena, prepare
 from benchmarks.resumable import run_all
-from benchmarks.simulation import (
-    Arena,
-    Federation,
-    TaskName,
-    VersionRow,
-    exact,
-    factors,
-    prepare,
-    simulate,
-)
+from benchmarks.simulation import Federation, VersionRow, exact, factors, simulate
+from benchmarks.tasks import TaskName
 
 TASKS: tuple[TaskName, ...] = ("sst2", "banking77")
 _SEEDS = (0, 1, 2)

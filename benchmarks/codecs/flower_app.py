@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.simulation import Arena, Federation
+from benchmarks.arena import Arena
+from benchmarks.simulation import Federation
 from ffm_common.seeds import derive
 
 flower: Any = importlib.import_module("flwr.app")

@@ -18,9 +18,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from benchmarks.arena import Arena
 from benchmarks.codecs.socket_rows import RunFailed, Seen, SocketRow, wait_for, watch
 from benchmarks.relay import Relay, free_port
-from benchmarks.simulation import Arena, Federation
+from benchmarks.simulation import Federation
 from ffm_common.files import make_folder
 from ffm_common.tensors import count
 from ffm_common.tied import tied

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.arena import Arena
 from benchmarks.codecs.socket_rows import Seen, SocketRow, wait_for, watch
 from benchmarks.relay import Relay, free_port
-from benchmarks.simulation import Arena, Federation, base_folder, deal_files, task_of
+from benchmarks.simulation import Federation, deal_files
+from benchmarks.tasks import base_folder, task_of
 from ffm_common.errors import StorageError
 from ffm_common.task import Task
 from fleet.layout import Layout, Member

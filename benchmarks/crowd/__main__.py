@@ -22,7 +22,7 @@ import psutil
 from benchmarks.crowd.light import Job, Report
 from benchmarks.relay import free_port
 from benchmarks.result import at_least, at_most, finish, parser
-from benchmarks.simulation import base_folder
+from benchmarks.tasks import base_folder
 from ffm_common.errors import StorageError
 from ffm_common.files import make_folder
 from ffm_common.tied import tied

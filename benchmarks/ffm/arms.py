@@ -9,9 +9,10 @@ from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
+from benchmarks.arena import Arena
 from benchmarks.ffm.data import Dealt, Setting, deal
 from benchmarks.ffm.hub import Hub
-from benchmarks.simulation import Arena, Federation, simulate
+from benchmarks.simulation import Federation, simulate
 from ffm_common import tensors as shape
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors

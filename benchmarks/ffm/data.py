@@ -9,18 +9,22 @@ import msgspec
 import numpy as np
 
 from benchmarks.models import DATA
-from benchmarks.simulation import TaskName, training_set
+from benchmarks.tasks import TaskName, training_set
 from ffm_common.seeds import derive
 from fleet.partition import split
 from learning.texts.data import Example, read_labelled, require_labels
 
-PublicKind: TypeAlias = Literal["part", "other", "phrases"]
-Trained: TypeAlias = Literal["lora", "prompt"]
+PublicKind: TypeAlias = Literal["part", "other", "phrases", "short"]
+Trained: TypeAlias = Literal["lora", "prompt", "full"]
 
 # A device has few examples: with thousands on each there is nothing that public data could add.
 _EACH, _HELD_OUT = 100, 20
+# Pairs teach so little each that with 80 of them there is nothing to be learned at all.
+_EACH_PAIRS = 300
 _PUBLIC, _CHECKED = 400, 100
 _LONGEST_PHRASE = 5
+# Pairs of as many words at most are public, and nobody's else.
+_SHORT: dict[TaskName, int] = {"mrpc": 30, "qnli": 24, "mnli": 16}
 # Intents of CLINC150 that ask for the same as one of banking77, in other people's words.
 _SAME = {
     "card_declined": "declined_card_payment",
@@ -44,7 +48,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     public
         How it differs from the devices': ``part``, the same source but half of the labels;
         ``other``, CLINC150's wording of ten of banking77's labels; ``phrases``, SST-2's phrases of
-        up to five words, in place of sentences.
+        up to five words, in place of sentences; ``short``, the pairs of the fewest words.
     alpha
         How alike the devices' label mixtures are: each is drawn from a Dirichlet distribution with
         this parameter for every label, the convention of most of the literature (NIID-Bench, Li et
@@ -89,17 +93,20 @@ class Dealt(msgspec.Struct, frozen=True):
     check: list[Example]
 
 
-def deal(setting: Setting, *, each: int = _EACH) -> Dealt:
+def deal(setting: Setting, *, each: int | None = None) -> Dealt:
     """Deal a setting's data out; public data depends on task, kind and seed alone.
 
     Parameters
     ----------
     each
-        Examples of a device, those that it holds out included.
+        Examples of a device, those that it holds out included; by default few.
     """
+    if each is None:
+        each = _EACH_PAIRS if setting.public == "short" else _EACH
     examples = training_set(setting.task)
-    published = _published(setting, examples)[: _PUBLIC + _CHECKED]
-    taken = {example.text for example in published}
+    candidates = _published(setting, examples)
+    published = candidates[: _PUBLIC + _CHECKED]
+    taken = {example.text for example in (candidates if setting.public == "short" else published)}
     private = [example for example in examples if example.text not in taken]
     alpha = setting.alpha * len(require_labels(examples))
     shares = split(
@@ -123,6 +130,9 @@ def _published(setting: Setting, examples: list[Example]) -> list[Example]:
     elif setting.public == "other":
         intents = json.loads((DATA / "clinc150" / "data_full.json").read_bytes())["train"]
         found = [Example(text, _SAME[intent]) for text, intent in intents if intent in _SAME]
+    elif setting.public == "short":
+        most = _SHORT[setting.task]
+        found = [example for example in examples if len(example.text.split()) <= most]
     else:
         phrases = read_labelled(DATA / "sst2" / "train.tsv")
         found = [each for each in phrases if len(each.text.split()) <= _LONGEST_PHRASE]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from benchmarks.arena import Arena
 from benchmarks.ffm.data import Dealt
-from benchmarks.simulation import Arena
 from ffm_common.seeds import derive
 from ffm_common.tensors import Array, Tensors
 from hub.aggregation.mean import Contribution
