@@ -37,7 +37,7 @@ bundle: $(READY)
 
 # Two processes: much of the suite waits for brokers and agents.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Whole federations that take a minute each; `make test` keeps below ten.
 test-long: $(TESTS)
