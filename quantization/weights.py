@@ -8,7 +8,29 @@ any format run in a dtype of their own: `use_products`.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
+
+
+def import_bitsandbytes() -> Any:
+    """Import bitsandbytes without torch's compiler.
+
+    It has four functions compiled as it is imported, and takes them as they are where that fails,
+    as on a board without a C++ compiler. Loading torch's costs a second and 40 MB that a worker
+    would keep, and nothing of NF4 on a processor runs through these four.
+    """
+    import torch
+
+    compiler = torch.compile
+    torch.compile = _refuse
+    try:
+        return import_module("bitsandbytes")
+    finally:
+        torch.compile = compiler
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("nothing is compiled here")
 
 
 def nf4_config(keep: list[str]) -> Any:
@@ -32,8 +54,7 @@ def keep_training_layout(model: Any) -> None:
     and never goes back; LoRA gradients of later training steps are then silently wrong (median
     cosine 0.1 with the right ones). The flag below is what its forward pass looks at.
     """
-    import bitsandbytes as bnb
-
+    bnb = import_bitsandbytes()
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
@@ -65,10 +86,9 @@ def use_products(model: Any, products: Any, keep: list[str]) -> None:
 
     Matrices that are kept in float32 are rounded for each product, but for modules named in `keep`.
     """
-    import bitsandbytes as bnb
-
     from quantization.weights_frozen import set_products
 
+    bnb = import_bitsandbytes()
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.compute_dtype = products

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,17 @@ from ffm_common.task import Task
 from ffm_common.tensors import Array
 from learning import base
 from learning.torch.engine import TorchEngine
+from quantization.weights import import_bitsandbytes
 from quantization.weights_int8 import int8_rows
+
+_OPEN = """
+import sys
+from pathlib import Path
+from ffm_common.task import Task
+from learning.torch.engine import TorchEngine
+TorchEngine(Path(sys.argv[1]), Task(labels=("a", "b")))
+print("bitsandbytes" in sys.modules, "torch._inductor.compile_fx" in sys.modules)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +52,20 @@ def test_every_layer_but_pooler_and_head_is_nf4_with_double_quantization(
     assert len(packed) == 6 * 6
     assert all("pooler" in name or "classifier" in name for name in kept)
     assert kept
+
+
+def test_an_engine_is_opened_without_torchs_compiler(minilm: Path) -> None:
+    command = [sys.executable, "-c", _OPEN, str(minilm)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.split() == ["True", "False"]
+
+
+def test_others_may_compile_after_bitsandbytes_was_imported() -> None:
+    import torch
+
+    compiler = torch.compile
+    assert import_bitsandbytes().__name__ == "bitsandbytes"
+    assert torch.compile is compiler
 
 
 def test_four_bit_weights_are_close_to_the_original(engine: TorchEngine) -> None:
