@@ -83,9 +83,8 @@ class Arena:
             engine.set_checkpointing(on=False)
             # Two: one opens a graph anew each time it changes from training to answering.
             return engine, OnnxEngine(folder, threads=1), Hidden(engine) if engine.border else None
-        from learning.torch.engine import TorchEngine, use_threads
+        from learning.torch.engine import TorchEngine
 
-        use_threads(1)
         found = TorchEngine(self._base, self.task)
         return found, found, None
 

@@ -36,7 +36,7 @@ _MOST_WORDS = 40
 # Where a source has no test set of its own.
 _TESTED = 1000
 _SENTENCE = Training(max_length=32)
-# Training on pairs with the default step falls into one answer for all.
+# All pairs in one place, the default step falls into one answer to everything; federations do not.
 _PAIR = Training(max_length=64, learning_rate=5e-4)
 _TRAINING: dict[TaskName, Training] = {
     "sst2": _SENTENCE,
