@@ -47,6 +47,8 @@ _AGENTS, _EACH, _ALPHA = 10, 500, 0.5
 _STEPS, _VERSIONS, _JUDGED = 8, 8, 2
 _PUBLIC: Mapping[TaskName, PublicKind] = {"banking77": "part", "sst2": "phrases"}
 _SEEDS = (0, 1)
+# Where a cost is within 0.1 points of what is allowed after two seeds, or above, more decide.
+_MORE_SEEDS = (2, 3, 4, 5)
 _ATTACKERS = (2, 4)
 _WRONG = "wrong labels"
 _EVER, _ONCE = "backdoor in every version", "backdoor by replacement, once"
@@ -64,6 +66,11 @@ _UNDEFENDED = ("sign flip x10", _WRONG, *_BACKDOORS)
 _NAMES = {"sign flip x1": "sign flip"}
 _TRIGGER = "cf mn bb tq "
 _LOST = {2: 2.0, 4: 5.0}  # points that an untargeted attack may cost
+_NEAR: tuple[tuple[TaskName, int, str], ...] = (
+    ("banking77", 2, _WRONG),
+    ("banking77", 4, _WRONG),
+    ("sst2", 2, "sign flip x10"),
+)
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,11 +252,24 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
                     calm = msgspec.structs.replace(default, allowed=allowed, target=1)
                     found.append(calm)
                     found.append(msgspec.structs.replace(calm, attackers=f, attack=_ONCE))
-    return found
+    return found + _more([cell for cell in found if cell.seed == _SEEDS[0] and not cell.target])
+
+
+def _more(first: Sequence[Cell]) -> list[Cell]:
+    """Give cells on more seeds: costs that are near what is allowed, and what they are told by."""
+    near = set(_NEAR) | {(task, f, _ABSENT) for task, f, _ in _NEAR}
+    shares = {(task, f / _AGENTS) for task, f, _ in _NEAR}
+    wanted = [
+        cell
+        for cell in first
+        if (cell.guard == "default" and (cell.task, cell.attackers, cell.attack) in near)
+        or (not cell.attack and (cell.task, cell.allowed) in shares)
+    ]
+    return [msgspec.structs.replace(cell, seed=seed) for seed in _MORE_SEEDS for cell in wanted]
 
 
 def judge(done: Sequence[Done]) -> list[Target]:
-    """Give the claims: means over seeds, against the same defence without an attack.
+    """Give the claims: means over seeds of differences to the same defence without an attack.
 
     Of what an attack costs, a part is no damage: the attackers' own data are missing. So it is told
     against the limit, too: the same attackers known, and left out.
@@ -257,26 +277,23 @@ def judge(done: Sequence[Done]) -> list[Target]:
     judged = []
     for task in dict.fromkeys(one.cell.task for one in done):
         own = [one for one in done if one.cell.task == task]
-        arms: tuple[tuple[Guard, float], ...] = (
-            *(("plain mean", 0.2), ("default", 0.2), ("default", 0.4)),
-        )
-        calm = {arm: _mean(own, arm[0], 0, "", arm[1]) for arm in arms}
+        plain = _seeds(own, "plain mean", 0, "", 0.2)
         judged.append(
             at_most(
                 f"{task}, no attack: points that the default costs",
-                calm["plain mean", 0.2] - calm["default", 0.2],
+                _points(plain, _seeds(own, "default", 0, "", 0.2)),
                 0.5,
             )
         )
         for f in _ATTACKERS:
             allowed = f / _AGENTS
-            limit = _mean(own, "default", f, _ABSENT, allowed)
+            calm = _seeds(own, "default", 0, "", allowed)
+            limit = _seeds(own, "default", f, _ABSENT, allowed)
             for attack in _UNTARGETED:
                 name = f"{task}, {10 * f} %, {attack}: points"
-                left = _mean(own, "default", f, attack, allowed)
-                lost = calm["default", allowed] - left
-                judged.append(at_most(f"{name} lost", lost, _LOST[f]))
-                judged.append(at_most(f"{name} below the limit", limit - left, _LOST[f]))
+                left = _seeds(own, "default", f, attack, allowed)
+                judged.append(at_most(f"{name} lost", _points(calm, left), _LOST[f]))
+                judged.append(at_most(f"{name} below the limit", _points(limit, left), _LOST[f]))
             ways = [*((attack, 0) for attack in _BACKDOORS)]
             ways += [(_ONCE, 1)] if task in _OTHER_WAY else []
             for attack, target in ways:
@@ -284,7 +301,7 @@ def judge(done: Sequence[Done]) -> list[Target]:
                 turned -= _success_of(own, 0, "", allowed, target=target)
                 name = f"{task}, {10 * f} %, {attack}{', the other way' if target else ''}"
                 judged.append(at_most(f"{name}: success, points above no attack", turned, 5.0))
-        broken = calm["plain mean", 0.2] - _mean(own, "plain mean", 2, "sign flip x10", 0.2)
+        broken = _points(plain, _seeds(own, "plain mean", 2, "sign flip x10", 0.2))
         judged.append(
             at_least(f"{task}: points that a sign flip x10 costs the plain mean", broken, 5.0)
         )
@@ -306,8 +323,15 @@ def _seeds(
     ]
 
 
-def _mean(done: Sequence[Done], guard: Guard, f: int, attack: str, allowed: float) -> float:
-    return statistics.fmean(one.accuracy for one in _seeds(done, guard, f, attack, allowed))
+def _points(before: Sequence[Done], after: Sequence[Done]) -> float:
+    """Give the points lost, the mean over all seeds that both have."""
+    return statistics.fmean(_lost(before, after))
+
+
+def _lost(before: Sequence[Done], after: Sequence[Done]) -> list[float]:
+    """Give the points lost with each seed that both have."""
+    left = {one.cell.seed: one.accuracy for one in after}
+    return [one.accuracy - left[one.cell.seed] for one in before if one.cell.seed in left]
 
 
 def _success_of(
@@ -318,12 +342,14 @@ def _success_of(
 
 
 def table(done: Sequence[Done]) -> str:
-    """Give accuracy in percent, the mean over seeds; of a backdoor its success, too."""
+    """Give accuracy in percent, the mean over the seeds of all; of a backdoor its success, too."""
     lines = ["| task | attack | plain mean, 20 % | default, 20 % | default, 40 % |"]
     lines.append("|---" * 5 + "|")
     groups: dict[tuple[str, str], dict[str, list[Done]]] = {}
     for one in done:
         cell = one.cell
+        if cell.seed not in _SEEDS:
+            continue
         column = f"{cell.guard} {cell.allowed if cell.guard == 'default' else 0.2}"
         name = (cell.attack or "none") + (", the other way" if cell.target else "")
         group = groups.setdefault((cell.task, name), {})
@@ -334,6 +360,22 @@ def table(done: Sequence[Done]) -> str:
             for name in ("plain mean 0.2", "default 0.2", "default 0.4")
         ]
         lines.append("| " + " | ".join([task, attack, *found]) + " |")
+    return "\n".join(lines)
+
+
+def near_table(done: Sequence[Done]) -> str:
+    """Give, seed by seed, the points that attacks cost which more seeds are run for."""
+    lines = ["| task | attackers | attack | points lost with each seed | mean |", "|---" * 5 + "|"]
+    for task, f, attack in _NEAR:
+        own = [one for one in done if one.cell.task == task]
+        calm, hit = (
+            _seeds(own, "default", count, name, f / _AGENTS)
+            for count, name in ((0, ""), (f, attack))
+        )
+        if lost := _lost(calm, hit):
+            told = ", ".join(f"{points:.1f}" for points in lost)
+            row = (task, f"{f} of {_AGENTS}", attack, told, f"{statistics.fmean(lost):.1f}")
+            lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
@@ -387,6 +429,7 @@ def main() -> int:
             describe=_describe,
         )
     say(table(done))
+    say(near_table(done))
     targets = [] if arguments.quick else judge(done)
     return finish("poisoning", [msgspec.to_builtins(one) for one in done], targets, arguments)
 
