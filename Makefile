@@ -35,7 +35,8 @@ bundle: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	cp constraints.txt dist/
 
-# Two processes: much of the suite waits for brokers and agents.
+# Two processes: much of the suite waits for brokers and agents. In the order of names: files of few tests, which
+# xdist would put last, are the longest, and one process would wait for the other.
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

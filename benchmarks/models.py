@@ -10,6 +10,8 @@ import numpy as np
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 """Real datasets and a small real model, beside the project; absent elsewhere."""
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Every linear layer of a Llama, by the last part of its name."""
 
 _BYTE_TOKENS = 256
 _FIRST_BYTE = 3

@@ -368,10 +368,8 @@ def near_table(done: Sequence[Done]) -> str:
     lines = ["| task | attackers | attack | points lost with each seed | mean |", "|---" * 5 + "|"]
     for task, f, attack in _NEAR:
         own = [one for one in done if one.cell.task == task]
-        calm, hit = (
-            _seeds(own, "default", count, name, f / _AGENTS)
-            for count, name in ((0, ""), (f, attack))
-        )
+        calm = _seeds(own, "default", 0, "", f / _AGENTS)
+        hit = _seeds(own, "default", f, attack, f / _AGENTS)
         if lost := _lost(calm, hit):
             told = ", ".join(f"{points:.1f}" for points in lost)
             row = (task, f"{f} of {_AGENTS}", attack, told, f"{statistics.fmean(lost):.1f}")

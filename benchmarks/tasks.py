@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from msgspec.structs import replace
 
-from benchmarks.models import DATA, stories260k
+from benchmarks.models import DATA, LINEARS, stories260k
 from ffm_common.seeds import derive
 from ffm_common.task import PROMPT_RATE, Adapter, Task, TaskKind, Training
 from learning import base, scratch
@@ -26,9 +26,7 @@ Examples: TypeAlias = tuple[list[Example], list[Example]]
 LORA = Adapter()
 UPPER = Adapter(top_layers=2)
 """LoRA on the two upper layers: half the time of a step, and most of what there is to learn."""
-LLAMA = Adapter(
-    targets=(*("q_proj", "k_proj", "v_proj", "o_proj"), *("gate_proj", "up_proj", "down_proj"))
-)
+LLAMA = Adapter(targets=LINEARS)
 """LoRA on every linear layer of a Llama."""
 
 # Longer pairs are left out: they cost most.

@@ -141,10 +141,9 @@ def _load_source(source: Path, weights: Weights) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from quantization.weights import import_bitsandbytes, nf4_config, shrink
+    from quantization.weights import nf4_config, shrink
 
     quiet()
-    import_bitsandbytes()  # or transformers does, its way
     options = {"quantization_config": nf4_config(keep=UNQUANTIZED)} if weights == "nf4" else {}
     try:
         config = AutoConfig.from_pretrained(str(source), **NO_FOREIGN_CODE)
@@ -244,15 +243,9 @@ def load_model(folder: Path, task: Task) -> Any:
         AutoModelForSequenceClassification,
     )
 
-    from quantization.weights import (
-        import_bitsandbytes,
-        keep_training_layout,
-        leave_alone,
-        loading_options,
-    )
+    from quantization.weights import keep_training_layout, leave_alone, loading_options
 
     quiet()
-    import_bitsandbytes()  # or transformers and peft do, their way
     base = describe(folder)
     weights = base.weights
     require_trainable(task, weights)

@@ -8,7 +8,6 @@ any format run in a dtype of their own: `use_products`.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 
@@ -24,9 +23,10 @@ def import_bitsandbytes() -> Any:
     compiler = torch.compile
     torch.compile = _refuse
     try:
-        return import_module("bitsandbytes")
+        import bitsandbytes
     finally:
         torch.compile = compiler
+    return bitsandbytes
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
@@ -38,6 +38,7 @@ def nf4_config(keep: list[str]) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
+    import_bitsandbytes()  # or transformers does, its way
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -69,11 +70,14 @@ def shrink(model: Any, weights: str, keep: list[str]) -> None:
 
 def loading_options(weights: str) -> dict[str, Any]:
     """Give what ``from_pretrained`` asks for with this format, and have it know the format."""
+    if weights == "nf4":
+        import_bitsandbytes()  # or transformers does, its way
+        return {"device_map": {"": "cpu"}}
     if weights in {"int8", "bf16"}:
         from quantization import weights_frozen
 
         weights_frozen.register()
-    return {"device_map": {"": "cpu"}} if weights == "nf4" else {}
+    return {}
 
 
 def leave_alone(config: dict[str, Any], module: str) -> None:

@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 
 from benchmarks.simulation import Federation, deal_files
-from benchmarks.tasks import task_of
+from benchmarks.tasks import prepare_base, task_of
 from ffm_common.task import Task
 from fleet.partition import Split
-from learning import base, planning
+from learning import planning
 from learning.onnx.folder import describe
 from profiles import profile as profiles
 from profiles.calibration import Calibrations
@@ -36,13 +36,11 @@ def deal(agents: int, seed: int) -> Split:
 
 def prepare(work: Path, profile: str, codec: str) -> None:
     """Make ``base``, ``step`` and ``calibration.json`` in `work`, unless they are there."""
-    asked, step = task(0), work / "step"
-    if not (work / "base").exists():
-        base.prepare(base.bundled_minilm(), work / "base")
+    asked, step, folder = task(0), work / "step", prepare_base(work)
     if not step.exists() or describe(step).task != asked:
         from learning.onnx.export import export
 
-        export(work / "base", asked, step)
+        export(folder, asked, step)
     calibrations, limits = (
         Calibrations(work / "calibration.json"),
         Limits.of(profiles.load(profile)),

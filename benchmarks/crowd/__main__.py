@@ -22,7 +22,7 @@ import psutil
 from benchmarks.crowd.light import Job, Report
 from benchmarks.relay import free_port
 from benchmarks.result import at_least, at_most, finish, parser
-from benchmarks.tasks import base_folder
+from benchmarks.tasks import prepare_base
 from ffm_common.errors import StorageError
 from ffm_common.files import make_folder
 from ffm_common.tied import tied
@@ -89,10 +89,9 @@ def main() -> int:
         work = arguments.work
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ffm-crowd-")))
-        if not base_folder(make_folder(work)).exists():
-            base.prepare(base.bundled_minilm(), base_folder(work))
+        prepared = prepare_base(make_folder(work))
         with tempfile.TemporaryDirectory(prefix="crowd-", dir=work) as folder:
-            row = _crowd(Path(folder), base_folder(work), _QUICK if arguments.quick else _AGENTS)
+            row = _crowd(Path(folder), prepared, _QUICK if arguments.quick else _AGENTS)
     print(row, file=sys.stderr)
     targets = [
         at_least("bytes of an update", row.update_bytes, _UPDATE_BYTES),

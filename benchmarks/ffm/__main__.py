@@ -1,10 +1,11 @@
 """When to train on public data and when to listen to the federation: policies compared.
 
-Federations of MiniLM with LoRA on its two upper layers, from the product's own parts
-(`benchmarks.simulation`, `hub.switching`), whose devices have few examples each and whose hub has
-public data that is not like theirs: half of the labels, another source, or phrases for sentences.
+Federations from the product's own parts (`benchmarks.simulation`, `hub.switching`), whose devices
+have few examples each and whose hub has public data that is not like theirs: half of the labels,
+another source, or phrases for sentences. MiniLM with LoRA on its two upper layers or with a soft
+prompt, stories260K with LoRA, and a ViT from nothing (`benchmarks.ffm.cells`).
 Beside the policies: two of them without balanced training (`learning.balance`), public data alone,
-each device alone, and everything in one place. Two settings are there with a soft prompt, too.
+each device alone, and everything in one place.
 Every cell is one process's work of about a minute of CPU; a restarted run with `--work` goes on.
 """
 

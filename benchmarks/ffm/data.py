@@ -101,12 +101,13 @@ def deal(setting: Setting, *, each: int | None = None) -> Dealt:
     each
         Examples of a device, those that it holds out included; by default few.
     """
+    short = setting.public == "short"
     if each is None:
-        each = _EACH_PAIRS if setting.public == "short" else _EACH
+        each = _EACH_PAIRS if short else _EACH
     examples = training_set(setting.task)
     candidates = _published(setting, examples)
     published = candidates[: _PUBLIC + _CHECKED]
-    taken = {example.text for example in (candidates if setting.public == "short" else published)}
+    taken = {example.text for example in (candidates if short else published)}
     private = [example for example in examples if example.text not in taken]
     alpha = setting.alpha * len(require_labels(examples))
     shares = split(

@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.models import DATA, stories260k
+from benchmarks.models import DATA, LINEARS, stories260k
 from ffm_common import tensors as shape
 from ffm_common.errors import (
     AdapterInvalid,
@@ -43,7 +43,6 @@ from learning.torch.engine import TorchEngine
 from learning.trainer import Trainer, evaluate
 
 PEAK_MB = 200
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LANGUAGE = Task(
     kind="causal-lm",
     adapter=Adapter(rank=4, targets=LINEARS),

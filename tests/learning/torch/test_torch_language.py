@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.models import DATA, stories260k
+from benchmarks.models import DATA, LINEARS, stories260k
 from ffm_common import tensors as shape
 from ffm_common.config import convert
 from ffm_common.errors import ConfigInvalid, ModelUnsupported
@@ -34,7 +34,6 @@ MASKED = Task(
     adapter=Adapter(rank=4, targets=("query", "value", "dense")),
     training=Training(batch_size=8, max_length=32),
 )
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What anybody does with the folder, without a line of ours: mean loss at the hidden tokens.
 STRANGER = """
 import json, sys
