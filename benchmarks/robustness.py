@@ -25,9 +25,11 @@ _SHARE = 0.4
 _BARE = replace(PLAIN, attackers=_SHARE)
 _CLIPPED = replace(_BARE, clip=True)
 RULES: Mapping[str, Defence] = {
-    "clip + company + trust": Defence(attackers=_SHARE),
+    "default": Defence(attackers=_SHARE),
+    "clip + company + trust": Defence(threshold=False, attackers=_SHARE),
     "clip + company": replace(_CLIPPED, company=True),
     "clip + trust": replace(_CLIPPED, trust=True),
+    "threshold + clip": replace(_CLIPPED, threshold=True),
     "clip": _CLIPPED,
     "clip + mixing + trimmed mean": replace(_CLIPPED, mix=True, rule="trimmed-mean"),
     "clip + company + mixing + trimmed mean": replace(

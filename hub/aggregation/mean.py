@@ -42,11 +42,14 @@ class Contribution(msgspec.Struct, frozen=True):
         How many made it.
     rank
         Of its LoRA factors; None is the version's.
+    discount
+        What is left of its step as it was made (`hub.aggregation.rebase`).
     """
 
     read: Callable[[], Tensors]
     examples: int
     rank: int | None = None
+    discount: float = 1.0
 
 
 class Aggregate(msgspec.Struct, frozen=True):

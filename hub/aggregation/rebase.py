@@ -7,8 +7,8 @@ product: with P = B A, what the agent would hold had it set out from the open ve
     P_held' = P_open + s (P_held - P_start),    s = 1 / sqrt(1 + staleness),
 
 cut to the update's rank and split into factors in the open version's basis. What comes out is an
-update to the open version like any other, so that neither the mean nor the defence knows of
-staleness.
+update to the open version like any other, so that the mean knows nothing of staleness, and the
+defence only the discount, to tell how long the step was before.
 
 The discount is that of FedBuff (Nguyen et al. 2022): it makes the step shorter and leaves the
 update's weight in the mean as it is, so that a version made of stale updates alone moves less.

@@ -17,7 +17,7 @@ from ffm_common.task import Adapter
 from ffm_common.tensors import Array, Tensors
 from hub.aggregation.mean import Contribution
 from hub.aggregation.opening import Opener
-from hub.aggregation.rebase import rebase
+from hub.aggregation.rebase import discount, rebase
 from hub.aggregation.server_optimizer import load_moments, save_moments, step
 from hub.config import Gate, Server
 from hub.robust.defence import Defence
@@ -125,6 +125,7 @@ def add_up(
         try:
             rank = opener.rank(Path(one.path))
             read: Callable[[], Tensors] = partial(opener.read, Path(one.path))
+            kept = 1.0
             if one.start is not None:
                 read = partial(
                     _rebased,
@@ -136,7 +137,8 @@ def add_up(
                     least=settings.adapter.ranks[0],
                     agent=one.agent,
                 )
-            whole[one.agent] = Contribution(read, one.examples, rank)
+                kept = discount(one.start.staleness)
+            whole[one.agent] = Contribution(read, one.examples, rank, kept)
         except (AdapterInvalid, UpdateInvalid, OSError) as error:
             log.error("the counted update of %s is left out: %s", one.agent, error)
             left_out.append(LeftOut(one.agent, f"damaged on the hub's disk: {error}"))

@@ -27,6 +27,9 @@ class Defence(Config, frozen=True, kw_only=True):
 
     Parameters
     ----------
+    threshold
+        An update that is more than twice as long as all but the f longest is left out
+        (`hub.robust.thresholding`).
     clip
         No update is longer than the running median (`hub.robust.clipping`).
     company
@@ -49,6 +52,7 @@ class Defence(Config, frozen=True, kw_only=True):
         less of a voice for their reputation at most, too.
     """
 
+    threshold: bool = True
     clip: bool = True
     company: bool = True
     trust: bool = True
@@ -62,5 +66,5 @@ class Defence(Config, frozen=True, kw_only=True):
         return int(self.attackers * updates + 1e-9)
 
 
-PLAIN = Defence(clip=False, company=False, trust=False, reputation=False)
+PLAIN = Defence(threshold=False, clip=False, company=False, trust=False, reputation=False)
 """No defence: the plain mean."""

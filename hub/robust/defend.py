@@ -25,7 +25,7 @@ from hub.robust.combine import Ruled, combine_factors, combine_other
 from hub.robust.defence import Defence
 from hub.robust.geometry import Changes
 from hub.robust.judgement import Judgement
-from hub.robust.measured import OTHERS, Measured, Part, measure
+from hub.robust.measured import OTHERS, Joint, Measured, Part, measure
 from hub.robust.reputation import WORST, along, renewed, reputations_of, voices_of
 from hub.robust.stacks import HELD_BYTES, Stacks
 from hub.robust.verdict import Verdict, judge
@@ -128,7 +128,7 @@ def defend(
     }
     made = _combine(version, stacks, ruled, least or rank_of(version))
     everybody = judged[len(stacks.names)]
-    verdict, cosines = everybody.verdict, everybody.cosines
+    verdict, cosines = everybody.verdict, everybody.joint.cosines
     standing = verdict.standing * np.min(list(seen.scales.values()), axis=0)
     judgements = {
         name: Judgement(
@@ -151,25 +151,22 @@ def defend(
 
 
 class _Judged(msgspec.Struct, frozen=True):
-    """What was found by a part and all that its owners have beside it.
-
-    `gram` are the inner products of all agents, `cosines` those to the hub's own step.
-    """
+    """What was found by a part and all that its owners have beside it, and in what."""
 
     verdict: Verdict
-    gram: Exact
-    cosines: Exact | None
+    joint: Joint
 
 
 def _judge(part: Part, seen: Measured, examples: Exact, defence: Defence, voices: Exact) -> _Judged:
     """Judge a part's owners by all parts that they have."""
     count = len(examples)
-    joint, cosines = seen.joint(part)
-    owners = part.owners
+    joint = seen.joint(part)
+    cosines, owners = joint.cosines, part.owners
     found = judge(
-        joint[np.ix_(owners, owners)],
+        joint.gram[np.ix_(owners, owners)],
         examples[owners],
         defence,
+        lengths=joint.lengths[:, owners],
         cosines=cosines[owners] if cosines is not None and defence.trust else None,
         voices=voices[owners],
     )
@@ -179,15 +176,15 @@ def _judge(part: Part, seen: Measured, examples: Exact, defence: Defence, voices
         standing=_spread(found.standing, owners, count),
         members=owners[found.members],
     )
-    return _Judged(verdict, joint, cosines)
+    return _Judged(verdict, joint)
 
 
 def _conduct(
     names: Sequence[str], judged: _Judged, sound: NDArray[np.bool_], defence: Defence
 ) -> dict[str, float]:
     """Tell how far each agent went along with those that counted."""
-    cosines = judged.cosines if defence.trust else None
-    seen = along(judged.gram, judged.verdict.standing, cosines)
+    cosines = judged.joint.cosines if defence.trust else None
+    seen = along(judged.joint.gram, judged.verdict.standing, cosines)
     told = {} if seen is None else dict(zip(names, map(float, seen), strict=True))
     # What their products look like is rounding.
     return told | {names[int(place)]: WORST for place in np.flatnonzero(~sound)}

@@ -36,6 +36,25 @@ class Part(msgspec.Struct, frozen=True):
     owners: NDArray[np.int64]
 
 
+class Joint(msgspec.Struct, frozen=True):
+    """Some parts of all updates, together.
+
+    Parameters
+    ----------
+    gram
+        Inner products of the updates as they count, that is clipped, in units of usual norms: shape
+        (n, n).
+    lengths
+        Of the updates as they were made, each part for itself: shape (parts, n).
+    cosines
+        To the hub's own step, shape (n,); None without one.
+    """
+
+    gram: Exact
+    lengths: Exact
+    cosines: Exact | None
+
+
 class Measured(msgspec.Struct, frozen=True):
     """What was found.
 
@@ -45,6 +64,9 @@ class Measured(msgspec.Struct, frozen=True):
         The first is one that everybody has.
     grams
         Part -> inner products, of shape (n, n), or one more where the hub's own step comes last.
+    norms
+        Part -> how long each update was when it was made, before it was shortened for being late:
+        shape (n,). Else fresh updates would be long where most are late.
     bounds, scales
         Part -> running median, and what clipping leaves of each update.
     longest
@@ -55,37 +77,31 @@ class Measured(msgspec.Struct, frozen=True):
 
     parts: list[Part]
     grams: dict[str, Exact]
+    norms: dict[str, Exact]
     bounds: dict[str, float]
     scales: dict[str, Exact]
     longest: Exact
     sound: NDArray[np.bool_]
 
-    def joint(self, part: Part) -> tuple[Exact, Exact | None]:
-        """Give inner products by a part and all that its owners have beside it.
-
-        Returns
-        -------
-        gram
-            Of the updates as they count, that is clipped, in units of usual norms: shape (n, n).
-        cosines
-            To the hub's own step, shape (n,); None without one.
-        """
+    def joint(self, part: Part) -> Joint:
+        """Look at a part and all that its owners have beside it, together."""
         count = len(self.sound)
         joint = np.zeros((count, count))
+        lengths: list[Exact] = []
         ways, steps = np.zeros(count), 0
         for one in self.parts:
             if one.owners.size < part.owners.size or not self.bounds[one.name]:
                 continue
             gram, scale = self.grams[one.name], self.scales[one.name] / self.bounds[one.name]
             joint += scale[:, None] * gram[:count, :count] * scale
+            lengths.append(self.norms[one.name])
             if len(gram) > count and gram[-1, -1] > 0:
                 # The hub's step has the same length in each part.
                 ways += scale * gram[:count, -1] / np.sqrt(gram[-1, -1])
                 steps += 1
-        if not steps:
-            return joint, None
-        lengths = np.sqrt(np.diag(joint) * steps)
-        return joint, divided(ways, lengths)
+        cosines = divided(ways, np.sqrt(np.diag(joint) * steps)) if steps else None
+        # Where nobody changes anything, that is a part like another.
+        return Joint(joint, np.array(lengths or [np.zeros(count)]), cosines)
 
 
 def measure(
@@ -117,15 +133,15 @@ def measure(
             grams[OTHERS] += flat_inner_products(block[key])
     sizes = np.sqrt(squares)
     some = sizes[sizes > 0]
-    bounds, kept, longest = {}, {}, np.zeros(count)
+    norms, bounds, kept, longest = {}, {}, {}, np.zeros(count)
     for part in parts:
-        norms = np.sqrt(np.maximum(np.diag(grams[part.name])[:count], 0))
-        bound = running_median(norms[part.owners], medians.get(part.name))
-        bounds[part.name] = bound
-        kept[part.name] = scales(norms, bound) if clip else np.ones(count)
-        longest = np.maximum(longest, norms / (bound or 1.0))
+        arrived = np.sqrt(np.maximum(np.diag(grams[part.name])[:count], 0))
+        norms[part.name] = made = arrived / stacks.discounts
+        bounds[part.name] = bound = running_median(made[part.owners], medians.get(part.name))
+        kept[part.name] = scales(made, bound) if clip else np.ones(count)
+        longest = np.maximum(longest, made / (bound or 1.0))
     sound = sizes <= _ABSURD * (float(np.median(some)) if some.size else 0.0)
-    return Measured(parts, grams, bounds, kept, longest, sound)
+    return Measured(parts, grams, norms, bounds, kept, longest, sound)
 
 
 def _parts(version: Tensors, ranks: list[int]) -> list[Part]:

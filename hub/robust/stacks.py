@@ -34,7 +34,7 @@ class Stacks:
 
     Attributes
     ----------
-    names, ranks
+    names, ranks, discounts
         Of the agents, in order.
     more
         How many come after them.
@@ -52,6 +52,7 @@ class Stacks:
         self.more = len(more)
         most = rank_of(version)
         self.ranks = [contributions[name].rank or most for name in self.names]
+        self.discounts = np.array([contributions[name].discount for name in self.names])
         self._version = version
         self._contributions = contributions
         self._more = more

@@ -14,6 +14,7 @@ from hub.robust.defence import FEWEST, Defence, Rule
 from hub.robust.geometric_median import geometric_median
 from hub.robust.geometry import directions
 from hub.robust.mixing import mixing
+from hub.robust.thresholding import too_long
 from hub.robust.trust import trust
 
 _COORDINATES: tuple[Rule, ...] = ("trimmed-mean", "median")
@@ -61,6 +62,7 @@ def judge(
     examples: Exact,
     defence: Defence,
     *,
+    lengths: Exact,
     cosines: Exact | None,
     voices: Exact,
 ) -> Verdict:
@@ -72,6 +74,8 @@ def judge(
         Inner products of the updates as they count, that is clipped: shape (n, n).
     examples
         Weights of a plain mean, shape (n,).
+    lengths
+        Of the updates as they were made, each part for itself: shape (parts, n).
     cosines
         Of their angles to the hub's own step, if there is one and it has a say.
     voices
@@ -83,7 +87,10 @@ def judge(
     trusted = None if cosines is None else trust(cosines)
     if cosines is not None and trusted is None:
         notes.append("no update goes the way of the public step: it has no say")
-    standing = _stand(gram, asked if defence.company else None, trusted, voices)
+    long = too_long(lengths, asked if defence.threshold else 0)
+    # Those are attackers that company need not look for.
+    others = asked - int(np.count_nonzero(long)) if defence.company else None
+    standing = _stand(gram, others, trusted, np.where(long, 0.0, voices))
     weights = examples * standing
     members = np.flatnonzero(weights > 0)
     found, mix, rule, attackers = np.zeros(n), None, defence.rule, 0

@@ -20,7 +20,7 @@ from ffm_common.tensors import Array, Tensors, content_digest, subtract
 from hub.aggregation.server_optimizer import load_moments
 from hub.config import HubConfig, Located, Public, Server
 from hub.intake import Intake
-from hub.making.candidate import Counted
+from hub.making.candidate import Counted, Start
 from hub.making.carried import digest
 from hub.making.downlink import RESIDUAL
 from hub.making.job import BLOB, VersionJob, VersionResult
@@ -433,3 +433,23 @@ def test_what_is_known_of_agents_goes_from_version_to_version_and_has_a_say(home
     heard = home.add_up([adapter(seed) for seed in (2, 3, 4, 5, 6)])
     assert home.result.record.judgements["agent-3"].weight > 0
     assert np.abs(made[B] @ made[A] - heard[B] @ heard[A]).max() > 0.01
+
+
+def test_a_late_update_is_shortened_but_is_as_long_to_the_defence_as_it_was_made(
+    home: Home, tmp_path: Path
+) -> None:
+    home.start(defence=Defence(company=False))
+    counted = home.updates([adapter(seed) for seed in range(2, 8)])
+    start = Start(str(home.registry.folder_of(0)), home.ledger.content(0), staleness=8)
+    late = [msgspec.structs.replace(one, start=start) for one in counted[:4]] + counted[4:]
+
+    def judged(updates: list[Counted]) -> VersionResult:
+        job = msgspec.structs.replace(home.job(updates), plain=True)
+        return make_version(job, tmp_path / "work", lambda *_: None)
+
+    fresh, mixed = judged(counted).record, judged(late).record
+    # Shortened to a third; what the cut to the rank takes makes the difference.
+    for name, one in mixed.judgements.items():
+        assert one.norm == pytest.approx(fresh.judgements[name].norm, rel=0.2)
+        assert one.weight > 0
+    assert mixed.medians["slices 1 to 4"] == pytest.approx(fresh.medians["slices 1 to 4"], rel=0.2)

@@ -11,7 +11,7 @@ from hub.aggregation.mean import aggregate
 from hub.robust.defence import Defence
 from hub.robust.defend import defend
 
-DEFENDED, MIXED, PLAIN = "clip + company + trust", "clip + mixing + trimmed mean", "plain mean"
+DEFENDED, MIXED, PLAIN = "default", "clip + mixing + trimmed mean", "plain mean"
 # As far as the mean goes astray, or farther, under attacks that are meant to destroy it.
 DESTROYS = ("sign flip x10", "noise x10", "model replacement", "inner product x10")
 # What is as much alike as honest updates are cannot be told from them (docs/robustness.md).

@@ -123,17 +123,59 @@ def test_turning_an_agents_factors_changes_nothing(rule: Rule, mix: bool, seed: 
         assert one.cosine == pytest.approx(right.judgements[name].cosine, abs=1e-4)
 
 
-def test_an_update_that_is_too_long_is_cut_and_told() -> None:
+@pytest.mark.parametrize("threshold", [True, False])
+def test_an_update_that_is_too_long_is_left_out_or_cut_and_told(*, threshold: bool) -> None:
     version = adapter(0)
     updates = fleet(version, 9)
     long = {key: np.float32(30) * array for key, array in near(version, 4).items()}
-    found = defend(version, updates | {"agent-04": given(long)}, Defence())
+    defence = Defence(threshold=threshold, company=False)
+    found = defend(version, updates | {"agent-04": given(long)}, defence)
     judgement = found.judgements["agent-04"]
     assert judgement.norm > 20
     assert judgement.flagged
+    assert (judgement.weight == 0) == threshold
     others = [one for name, one in found.judgements.items() if name != "agent-04"]
     assert max(one.norm for one in others) < 1.5
     assert not any(one.flagged for one in others)
+
+
+def test_a_model_that_is_to_replace_the_mean_is_left_out_though_it_goes_the_others_way() -> None:
+    """Company and the public step have nothing against it: only its length tells."""
+    version = adapter(0)
+    updates = fleet(version, 10)
+    bad = ["agent-00", "agent-01", "agent-02", "agent-03"]
+    boosted = {
+        name: given({key: np.float32(2.5) * array for key, array in updates[name].read().items()})
+        for name in bad
+    }
+    step = near(version, 77)
+    found = defend(version, updates | boosted, Defence(attackers=0.4), public_step=step)
+    assert [name for name, one in found.judgements.items() if one.weight == 0] == bad
+    assert all(one.flagged == (name in bad) for name, one in found.judgements.items())
+    good = {name: one for name, one in updates.items() if name not in bad}
+    wanted = defend(version, good, Defence(attackers=0), public_step=step)
+    step_length = np.linalg.norm(product(wanted.aggregate.tensors) - product(version))
+    missed = product(found.aggregate.tensors) - product(wanted.aggregate.tensors)
+    assert np.linalg.norm(missed) < 0.05 * step_length  # their medians differ
+    few = defend(version, updates | boosted, Defence(attackers=0.3), public_step=step)
+    assert all(one.weight > 0 for one in few.judgements.values())
+
+
+@pytest.mark.parametrize("late", [1, 6])
+def test_how_long_an_update_is_is_asked_of_what_was_made_not_of_what_lateness_left(
+    late: int,
+) -> None:
+    """Where most updates are late, the fresh ones are the longest: they are not too long."""
+    version, share = adapter(0), 0.4
+    updates = fleet(version, 9)
+    whole = defend(version, updates, Defence()).judgements
+    for name in list(updates)[:late]:
+        shorter = {key: np.float32(share) * array for key, array in updates[name].read().items()}
+        updates[name] = Contribution(lambda it=shorter: it, 10, None, share)  # type: ignore[misc]
+    found = defend(version, updates, Defence()).judgements
+    assert not any(one.flagged for one in found.values())
+    for name, one in found.items():
+        assert one.norm == pytest.approx(whole[name].norm, rel=0.1)
 
 
 def test_the_bound_of_the_version_before_holds_against_a_lone_update() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ffm_common.tensors import Array
@@ -17,11 +18,12 @@ from hub.aggregation.products import Exact
 from hub.robust.centred_clipping import centred_clipping
 from hub.robust.clipping import running_median, scales
 from hub.robust.company import lonely
-from hub.robust.defence import Defence, Rule
+from hub.robust.defence import PLAIN, Defence, Rule
 from hub.robust.defend import defend
 from hub.robust.geometric_median import geometric_median
 from hub.robust.krum import krum, multi_krum, scores
 from hub.robust.mixing import mixing
+from hub.robust.thresholding import too_long
 from hub.robust.trust import trust
 
 OUT, IN, RANK = 20, 28, 3
@@ -102,6 +104,10 @@ RULES: list[Rule] = [
 ]
 
 
+def _bare(*, mix: bool, rule: Rule, attackers: float) -> Defence:
+    return replace(PLAIN, mix=mix, rule=rule, attackers=attackers)
+
+
 def even(n: int) -> Exact:
     return np.full(n, 1 / n)
 
@@ -156,7 +162,7 @@ def test_the_whole_defence_of_one_plain_tensor_is_the_textbooks(rule: Rule, mix:
         )
         for place, row in enumerate(x)
     }
-    defence = Defence(clip=False, company=False, mix=mix, rule=rule, attackers=share)
+    defence = _bare(mix=mix, rule=rule, attackers=share)
     found = defend(version, updates, defence)
     wanted = textbook(textbook_mixing(x, f) if mix else x, rule, f)
     got = found.aggregate.tensors["prompt_embeddings"].ravel() - 1
@@ -196,7 +202,7 @@ def test_the_whole_defence_of_lora_factors_is_the_textbooks_on_their_products(
         f"agent-{place:02d}": Contribution(partial(dict, delta), 10)
         for place, delta in enumerate(deltas)
     }
-    defence = Defence(clip=False, company=False, mix=mix, rule=rule, attackers=0.3)
+    defence = _bare(mix=mix, rule=rule, attackers=0.3)
     found = defend(version, updates, defence).aggregate
     wanted = textbook(textbook_mixing(changes, f) if mix else changes, rule, f)
     u, s, vt = np.linalg.svd(product(version) + wanted.reshape(OUT, IN))
@@ -224,6 +230,41 @@ def test_the_running_median_follows_the_norms() -> None:
     for _ in range(20):
         bound = running_median(np.array([2.0, 2.0, 2.0]), bound)
     assert bound == pytest.approx(2, rel=1e-4)
+
+
+def test_an_update_more_than_twice_as_long_as_the_longest_of_the_others_is_too_long() -> None:
+    lengths = np.array([[1.0, 0.4, 1.5, 3.1, 1.2, 20.0, 0.0]])
+    np.testing.assert_array_equal(too_long(lengths, 2), lengths[0] > 3)
+    np.testing.assert_array_equal(too_long(lengths, 1), lengths[0] > 6.2)
+    lengths[0, 3] = 2.9
+    np.testing.assert_array_equal(too_long(lengths, 2), lengths[0] > 3)
+
+
+def test_a_head_alone_that_is_longer_than_the_others_is_not_too_long() -> None:
+    products, heads = [1.0, 1.1, 0.9, 1.0, 1.2, 1.0], [1.0, 0.2, 0.3, 4.0, 0.2, 0.3]
+    assert not too_long(np.array([products, heads]), 1).any()
+    products[3] = 2.5
+    np.testing.assert_array_equal(too_long(np.array([products, heads]), 1), np.arange(6) == 3)
+
+
+@given(st.integers(3, 30), st.floats(0.01, 0.49), st.integers(0, 2**31))
+def test_who_sends_a_model_so_long_that_the_mean_becomes_it_is_too_long(
+    n: int, share: float, seed: int
+) -> None:
+    f = int(share * n)
+    lengths = np.random.default_rng(seed).uniform(0.9, 1.0, (2, n))
+    lengths[:, :f] = n / f if f else 1.0
+    np.testing.assert_array_equal(too_long(lengths, f), np.arange(n) < f)
+
+
+@given(st.lists(st.floats(0, 1e30), max_size=12), st.integers(0, 6))
+def test_no_more_are_too_long_than_may_be_attackers_and_less_than_half(
+    lengths: list[float], attackers: int
+) -> None:
+    found = too_long(np.array([lengths]), attackers)
+    assert found.shape == (len(lengths),)
+    assert found.sum() <= min(attackers, max(0, len(lengths) - 1) // 2)
+    assert not found[np.array(lengths) == 0].any()
 
 
 def test_trust_is_whole_along_the_hubs_step_and_none_against_it() -> None:

@@ -1,0 +1,1 @@
+"""Attacks on a federation that learns: what they cost in accuracy."""
