@@ -19,6 +19,7 @@ from ffm_common.task import Adapter
 _SEEDS = (0, 1, 2)
 _QUICK_ARMS: tuple[Federated, ...] = ("never", "warmup-then-federated", "adaptive")
 _FEW_ARMS: tuple[Arm, ...] = (*_QUICK_ARMS, "public-only", "alone")
+_BALANCED_ARMS = tuple(arm for arm in ARMS if balanced(arm))
 
 
 class _Part(NamedTuple):
@@ -32,8 +33,14 @@ class _Part(NamedTuple):
     length: Length = Length()
 
 
+_SENTENCES: tuple[tuple[TaskName, PublicKind], ...] = (
+    ("banking77", "part"),
+    ("banking77", "other"),
+    ("sst2", "phrases"),
+)
 _PARTS = (
-    _Part((("banking77", "part"), ("banking77", "other"), ("sst2", "phrases")), fleets=(5, 20)),
+    _Part(_SENTENCES),
+    _Part(_SENTENCES, fleets=(20,), arms=_BALANCED_ARMS),
     # A soft prompt enters below all layers, so its steps take four times as long: few cells.
     _Part(
         (("banking77", "part"), ("sst2", "phrases")),
@@ -49,7 +56,7 @@ _PARTS = (
         length=Length(local_steps=12),
     ),
     # Nothing of a language model is balanced.
-    _Part((("shakespeare", "part"),), arms=tuple(arm for arm in ARMS if balanced(arm))),
+    _Part((("shakespeare", "part"),), arms=_BALANCED_ARMS),
     # A ViT that knows nothing at first.
     _Part((("mnist", "part"),), trained="full", length=Length(local_steps=16)),
 )
