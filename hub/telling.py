@@ -33,10 +33,11 @@ def tell(row: VersionRow, result: VersionResult) -> None:
     for agent, found in record.judgements.items():
         if found.flagged:
             log.warning(
-                "version %d: the update of %s counts %.2f of others: have a look at it",
+                "version %d: the update of %s counts %.2f of others: %s",
                 version,
                 agent,
                 found.standing,
+                found.said,
             )
     log.info(
         "version %d (%s, %d bytes): accuracy %.3f, loss %.3f, %d updates",

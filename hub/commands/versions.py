@@ -212,7 +212,7 @@ def _story(found: Story) -> str:
         if one.judgement is not None:
             text += f", weight {one.judgement.weight:.3f}, norm {one.judgement.norm:.2f}"
             text += f", standing {one.judgement.standing:.2f}"
-            text += ", have a look at it" if one.judgement.flagged else ""
+            text += f", {one.judgement.said}" if one.judgement.said else ""
         text += "" if one.reputation is None else f", reputation {one.reputation:.2f}"
         text += f"; left out: {one.left_out}\n" if one.left_out else "\n"
     return text

@@ -341,7 +341,9 @@ class Trial:
     def _blamed(self, agents: Sequence[str]) -> dict[str, Judgement]:
         """Say of those left out what was found when they were in."""
         return {
-            agent: replace(self._judgements[agent], weight=0.0, standing=0.0, flagged=True)
+            agent: replace(
+                self._judgements[agent], weight=0.0, standing=0.0, flagged=True, why="gate"
+            )
             for agent in agents
             if agent in self._judgements
         }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ from hub.aggregation.products import Exact
 from hub.robust.combine import Ruled, combine_factors, combine_other
 from hub.robust.defence import Defence
 from hub.robust.geometry import Changes
-from hub.robust.judgement import Judgement
+from hub.robust.judgement import Judgement, Stage
 from hub.robust.measured import OTHERS, Joint, Measured, Part, measure
 from hub.robust.reputation import WORST, along, renewed, reputations_of, voices_of
 from hub.robust.stacks import HELD_BYTES, Stacks
@@ -129,7 +130,13 @@ def defend(
     made = _combine(version, stacks, ruled, least or rank_of(version))
     everybody = judged[len(stacks.names)]
     verdict, cosines = everybody.verdict, everybody.joint.cosines
-    standing = verdict.standing * np.min(list(seen.scales.values()), axis=0)
+    shortest = np.min(list(seen.scales.values()), axis=0)
+    standing = verdict.standing * shortest
+    left: dict[Stage, Exact] = {
+        "rounding": seen.sound.astype(np.float64),
+        **verdict.left,
+        "clip": shortest,
+    }
     judgements = {
         name: Judgement(
             norm=float(seen.longest[place]),
@@ -137,6 +144,7 @@ def defend(
             weight=float(verdict.weights[place]),
             standing=float(standing[place]),
             flagged=bool(standing[place] < _FLAGGED),
+            why=_taken(left, place),
         )
         for place, name in enumerate(stacks.names)
     }
@@ -173,10 +181,17 @@ def _judge(part: Part, seen: Measured, examples: Exact, defence: Defence, voices
     verdict = msgspec.structs.replace(
         found,
         weights=_spread(found.weights, owners, count),
+        left={stage: _spread(kept, owners, count) for stage, kept in found.left.items()},
         standing=_spread(found.standing, owners, count),
         members=owners[found.members],
     )
     return _Judged(verdict, joint)
+
+
+def _taken(left: Mapping[Stage, Exact], place: int) -> Stage | Literal[""]:
+    """Name the stage that left least of an update, of equals the first; "" if all left it whole."""
+    stage = min(left, key=lambda one: left[one][place])
+    return stage if left[stage][place] < 1 else ""
 
 
 def _conduct(

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
 import msgspec
+
+Stage: TypeAlias = Literal[
+    "rounding", "threshold", "clip", "company", "trust", "reputation", "gate"
+]
+"""What may take an update's say: the defence (`hub.robust.defence`), or the gate after it."""
+
+WORDS: Mapping[Stage, str] = {
+    "rounding": "its factors are out of all bounds",
+    "threshold": "it is more than twice as long as others",
+    "clip": "it is cut to the usual length",
+    "company": "it goes its way with too few others",
+    "trust": "it does not go the way of the public step",
+    "reputation": "its agent went against the others before",
+    "gate": "the version is worse with it",
+}
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +39,8 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
         clip left of it.
     flagged
         Whether a person should have a look at the agent.
+    why
+        What took most of the update's standing; "" if nothing took any.
     """
 
     norm: float
@@ -28,3 +48,11 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     weight: float
     standing: float
     flagged: bool
+    why: Stage | Literal[""] = ""
+
+    @property
+    def said(self) -> str:
+        """What was found, in words for a person; "" where there is nothing to look at."""
+        if not self.flagged:
+            return ""
+        return "have a look at it" + (f": {WORDS[self.why]}" if self.why else "")

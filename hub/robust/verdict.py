@@ -13,6 +13,7 @@ from hub.robust.company import lonely
 from hub.robust.defence import FEWEST, Defence, Rule
 from hub.robust.geometric_median import geometric_median
 from hub.robust.geometry import directions
+from hub.robust.judgement import Stage
 from hub.robust.mixing import mixing
 from hub.robust.thresholding import too_long
 from hub.robust.trust import trust
@@ -37,8 +38,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         Places of the updates that a coordinate-wise rule is about.
     mix
         What mixes these: shape (members, members); None leaves them as they are.
+    left
+        What each stage that had a say left of each, 0 to 1: shape (n,).
     standing
-        How much each counts by itself, 0 to 1, shape (n,): less than 1 for those without company.
+        How much each counts by itself: the product of these, shape (n,).
     notes
         Where something is not as it was asked for.
     """
@@ -48,6 +51,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     weights: Exact
     members: NDArray[np.int64]
     mix: Exact | None
+    left: dict[Stage, Exact]
     standing: Exact
     notes: tuple[str, ...]
 
@@ -88,15 +92,20 @@ def judge(
     if cosines is not None and trusted is None:
         notes.append("no update goes the way of the public step: it has no say")
     long = too_long(lengths, asked if defence.threshold else 0)
-    # Those are attackers that company need not look for.
-    others = asked - int(np.count_nonzero(long)) if defence.company else None
-    standing = _stand(gram, others, trusted, np.where(long, 0.0, voices))
+    left: dict[Stage, Exact] = {"threshold": (~long).astype(np.float64), "reputation": voices}
+    if defence.company:
+        # Those that are too long are attackers that company need not look for.
+        others = asked - int(np.count_nonzero(long))
+        left["company"] = _accompanied(gram, others, trusted, left["threshold"] * voices)
+    elif trusted is not None:
+        left["trust"] = trusted
+    standing = np.prod([*left.values()], axis=0)
     weights = examples * standing
     members = np.flatnonzero(weights > 0)
     found, mix, rule, attackers = np.zeros(n), None, defence.rule, 0
     if members.size:
-        left = max(0, asked - (n - len(members)))
-        rule, attackers = _possible(defence.rule, left, len(members), notes)
+        unseen = max(0, asked - (n - len(members)))
+        rule, attackers = _possible(defence.rule, unseen, len(members), notes)
         within = gram[np.ix_(members, members)]
         shares = weights[members] / weights[members].sum()
         if defence.mix and attackers:
@@ -115,21 +124,20 @@ def judge(
         weights=found,
         members=members,
         mix=mix,
+        left=left,
         standing=standing,
         notes=tuple(notes),
     )
 
 
-def _stand(gram: Exact, attackers: int | None, trusted: Exact | None, voices: Exact) -> Exact:
-    """Give how much each update counts by itself, 0 to 1: shape (n,); None asks for no company."""
-    if attackers is None:
-        return voices if trusted is None else voices * trusted
-    standing = voices.copy()
-    places = np.flatnonzero(voices)
+def _accompanied(gram: Exact, attackers: int, trusted: Exact | None, standing: Exact) -> Exact:
+    """Give what company leaves of each update, among those that have a standing: shape (n,)."""
+    left = np.ones(len(gram))
+    places = np.flatnonzero(standing)
     if len(places) >= FEWEST:
         alone = places[lonely(gram[np.ix_(places, places)], min(attackers, len(places) - 1))]
-        standing[alone] *= 0.0 if trusted is None else trusted[alone]
-    return standing
+        left[alone] = 0.0 if trusted is None else trusted[alone]
+    return left
 
 
 def _possible(asked: Rule, attackers: int, members: int, notes: list[str]) -> tuple[Rule, int]:

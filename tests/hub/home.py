@@ -27,6 +27,7 @@ from quantization.updates.container import pack
 
 BASE = "ab" * 32
 STANDING = Judgement(norm=1.0, cosine=None, weight=0.5, standing=1.0, flagged=False)
+TOO_LONG = Judgement(norm=5.2, cosine=None, weight=0.0, standing=0.0, flagged=True, why="threshold")
 
 
 def tensors(seed: int) -> dict[str, Array]:
@@ -64,7 +65,7 @@ class Home:
         past = version - 1 if parent is None and version else parent
         said = Record(
             parent=past,
-            judgements=dict.fromkeys(("ann", "bob"), STANDING) if version else {},
+            judgements={"ann": STANDING, "bob": STANDING, "eve": TOO_LONG} if version else {},
             reputation={"ann": 0.8, "bob": 0.8, "eve": 0.8},
             medians={"others": float(version)},
             verdict=Ruling(outcome="accepted", why=""),

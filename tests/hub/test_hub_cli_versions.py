@@ -86,6 +86,7 @@ def test_one_version_is_told_with_its_updates_and_its_lineage(
     assert run(home, "show", "1") == 0
     text = capsys.readouterr().out
     assert "ann, made from version 0, 10 examples" in text
+    assert "norm 5.20, standing 0.00, have a look at it: it is more than twice as long as" in text
     assert "left out: it would have been worse with it" in text
 
 

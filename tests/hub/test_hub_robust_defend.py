@@ -134,6 +134,7 @@ def test_an_update_that_is_too_long_is_left_out_or_cut_and_told(*, threshold: bo
     assert judgement.norm > 20
     assert judgement.flagged
     assert (judgement.weight == 0) == threshold
+    assert judgement.why == ("threshold" if threshold else "clip")
     others = [one for name, one in found.judgements.items() if name != "agent-04"]
     assert max(one.norm for one in others) < 1.5
     assert not any(one.flagged for one in others)
@@ -198,7 +199,7 @@ def test_the_public_step_tells_who_goes_against_it() -> None:
     found = defend(version, updates, defence, public_step=near(version, 77))
     cosines = [one.cosine or 0.0 for one in found.judgements.values()]
     assert max(cosines[:5]) < 0 < min(cosines[5:])
-    assert all(one.flagged for one in list(found.judgements.values())[:5])
+    assert all(one.why == "trust" and one.flagged for one in list(found.judgements.values())[:5])
     honest = aggregate(version, {name: updates[name] for name in list(updates)[5:]}).tensors
     step = np.linalg.norm(product(honest) - product(version))
     assert np.linalg.norm(product(found.aggregate.tensors) - product(honest)) < 0.5 * step
@@ -267,7 +268,7 @@ def test_factors_whose_product_is_rounding_alone_are_left_out() -> None:
     for rule in (*RULES, "mean"):
         found = defend(version, attacked, Defence(rule=rule))
         assert found.judgements["agent-99"].weight == 0
-        assert found.judgements["agent-99"].flagged
+        assert found.judgements["agent-99"].said.endswith("its factors are out of all bounds")
         assert np.linalg.norm(product(found.aggregate.tensors) - product(version)) < 1
 
 
@@ -378,7 +379,8 @@ def test_a_whole_model_is_defended_as_it_is() -> None:
     } | {str(n): given({key: -9 * array for key, array in version.items()}) for n in range(6, 9)}
     found: Defended = defend(version, updates, Defence(attackers=0.4))
     np.testing.assert_allclose(found.aggregate.tensors["encoder.bias"], 1.1, atol=0.1)
-    assert [name for name, one in found.judgements.items() if one.flagged] == ["6", "7", "8"]
+    told = {name: one.why for name, one in found.judgements.items() if one.flagged}
+    assert told == dict.fromkeys("678", "threshold")
 
 
 def test_who_goes_against_the_others_for_some_versions_is_not_heard_until_that_changes() -> None:
@@ -404,7 +406,8 @@ def test_who_goes_against_the_others_for_some_versions_is_not_heard_until_that_c
             assert counted == set(names)
         held = found.reputation
     assert counted == set(names[2:])
-    assert all(found.judgements[name].flagged for name in turned)
+    assert all(found.judgements[name].why == "reputation" for name in turned)
+    assert all(found.judgements[name].said == "" for name in names[2:])
     assert max(held[name] for name in turned) < -0.1 < 0 < min(held[name] for name in names[2:])
     deaf = defend(version, sent(9, turned), Defence(reputation=False), reputation=held)
     assert all(one.weight > 0 for one in deaf.judgements.values())

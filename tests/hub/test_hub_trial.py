@@ -131,7 +131,7 @@ def test_a_poisoned_update_is_left_out_of_the_same_version_and_named(town: Town)
     assert ruling.first is not None
     assert ruling.first.bad
     assert (result.updates, [one.agent for one in result.left_out]) == (2, ["eve"])
-    assert result.record.judgements["eve"].flagged
+    assert result.record.judgements["eve"].said == "have a look at it: the version is worse with it"
     assert result.record.reputation["eve"] == pytest.approx(-0.2)
     assert clean.record.verdict is not None
     assert clean.record.verdict.outcome == "accepted"
