@@ -85,7 +85,7 @@ class Story:
 def test_a_hub_publishes_no_poison_and_takes_back_what_turns_out_to_be(town: Town) -> None:
     town.write_hub(
         versions={"buffer": 3, "deadline_s": 600.0},
-        defence={"clip": False, "company": False, "trust": False},
+        defence={"threshold": False, "clip": False, "company": False, "trust": False},
         server={"optimizer": "fedavg"},
         public={"train": "public.jsonl", "evaluation": "test.jsonl", "policy": "never"},
     )
