@@ -32,8 +32,8 @@ UNTARGETED = (
 )
 _NAMES = {"sign flip x1": "sign flip"}
 _TRIGGER = "cf mn bb tq "
-# Clipped it is as long as others, and more than twice as long as they it is left out.
-_LET_IN = 1.5
+# Clipped it is as long as others; a little longer, so that it is not shorter for its trigger.
+_LET_IN = 1.2
 
 
 def with_trigger(examples: Sequence[Example], target: str) -> list[Example]:

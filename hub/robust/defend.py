@@ -174,7 +174,7 @@ def _judge(part: Part, seen: Measured, examples: Exact, defence: Defence, voices
         joint.gram[np.ix_(owners, owners)],
         examples[owners],
         defence,
-        lengths=joint.lengths[:, owners],
+        lengths=joint.lengths[owners],
         cosines=cosines[owners] if cosines is not None and defence.trust else None,
         voices=voices[owners],
     )

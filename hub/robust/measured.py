@@ -45,7 +45,8 @@ class Joint(msgspec.Struct, frozen=True):
         Inner products of the updates as they count, that is clipped, in units of usual norms: shape
         (n, n).
     lengths
-        Of the updates as they were made, each part for itself: shape (parts, n).
+        Of the updates as they were made, by their LoRA products where there are any: shape (n,). A
+        head's honest steps differ by more, where there are two labels.
     cosines
         To the hub's own step, shape (n,); None without one.
     """
@@ -87,21 +88,20 @@ class Measured(msgspec.Struct, frozen=True):
         """Look at a part and all that its owners have beside it, together."""
         count = len(self.sound)
         joint = np.zeros((count, count))
-        lengths: list[Exact] = []
+        products, rest = np.zeros(count), np.zeros(count)
         ways, steps = np.zeros(count), 0
         for one in self.parts:
             if one.owners.size < part.owners.size or not self.bounds[one.name]:
                 continue
             gram, scale = self.grams[one.name], self.scales[one.name] / self.bounds[one.name]
             joint += scale[:, None] * gram[:count, :count] * scale
-            lengths.append(self.norms[one.name])
+            (rest if one.name == OTHERS else products)[:] += self.norms[one.name] ** 2
             if len(gram) > count and gram[-1, -1] > 0:
                 # The hub's step has the same length in each part.
                 ways += scale * gram[:count, -1] / np.sqrt(gram[-1, -1])
                 steps += 1
         cosines = divided(ways, np.sqrt(np.diag(joint) * steps)) if steps else None
-        # Where nobody changes anything, that is a part like another.
-        return Joint(joint, np.array(lengths or [np.zeros(count)]), cosines)
+        return Joint(joint, np.sqrt(products if products.any() else rest), cosines)
 
 
 def measure(

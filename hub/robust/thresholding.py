@@ -6,9 +6,7 @@ to become a model of his own sends its change n / f times as long, f attackers s
 that is more than twice. Devices that take the same number of steps differ by less; clipping alone
 (`hub.robust.clipping`) would let such an update count like any other.
 
-The f longest may be attackers', so they are compared with the longest of the others. Each part must
-be so long, LoRA products and head: with two labels, a head's honest steps differ by more than that,
-and whoever replaces a model replaces all of it.
+The f longest may be attackers', so they are compared with the longest of the others.
 """
 
 from __future__ import annotations
@@ -27,15 +25,10 @@ def too_long(lengths: Exact, attackers: int) -> NDArray[np.bool_]:
     Parameters
     ----------
     lengths
-        Of the updates as they were made, each part for itself: shape (parts, n), one part at least.
+        Of the updates as they were made, shape (n,). What is zero is no measure of anything.
     attackers
-        f.
+        f. Of fewer than 2 f + 1 that are not zero, less than half may be too long.
     """
-    return np.asarray(np.all([_beyond(one, attackers) for one in lengths], axis=0))
-
-
-def _beyond(lengths: Exact, attackers: int) -> NDArray[np.bool_]:
-    # What is zero is no measure of anything; of a few, less than half may be too long.
     some = np.sort(lengths[lengths > 0])
     possible = min(attackers, (len(some) - 1) // 2)
     if possible < 1:

@@ -79,7 +79,7 @@ def judge(
     examples
         Weights of a plain mean, shape (n,).
     lengths
-        Of the updates as they were made, each part for itself: shape (parts, n).
+        Of the updates as they were made, shape (n,).
     cosines
         Of their angles to the hub's own step, if there is one and it has a say.
     voices

@@ -162,6 +162,16 @@ def test_a_model_that_is_to_replace_the_mean_is_left_out_though_it_goes_the_othe
     assert all(one.weight > 0 for one in few.judgements.values())
 
 
+def test_a_head_alone_that_is_longer_than_the_others_is_cut_and_no_more() -> None:
+    version = adapter(0)
+    updates = fleet(version, 10)
+    own = updates["agent-03"].read()
+    updates["agent-03"] = given({**own, HEAD: np.float32(3) * own[HEAD]})
+    found = defend(version, updates, Defence()).judgements["agent-03"]
+    assert (found.why, found.flagged) == ("clip", False)
+    assert found.weight > 0
+
+
 @pytest.mark.parametrize("late", [1, 6])
 def test_how_long_an_update_is_is_asked_of_what_was_made_not_of_what_lateness_left(
     late: int,
