@@ -15,7 +15,7 @@ from profiles import profile as profiles
 from profiles.calibration import Calibrated, Calibration, Calibrations, Point, fit
 from profiles.planner import Demand, Plan
 from profiles.profile import Profile
-from profiles.shapes import ModelShape, from_config, lora_parameters
+from profiles.shapes import PACKED_FROM, ModelShape, from_config, lora_parameters
 
 MINILM = ModelShape(
     family="encoder",
@@ -120,7 +120,10 @@ def test_the_predicted_peak_grows_with_batch_length_and_rank(
     here = peak(demand, batch, length)
     assert peak(demand, batch + 1, length) >= here
     assert peak(demand, batch, length + 1) >= here
-    assert peak(msgspec.structs.replace(demand, rank=demand.rank + 1), batch, length) >= here
+    wider = msgspec.structs.replace(demand, rank=demand.rank + 1)
+    if demand.adapter_parameters() < PACKED_FROM <= wider.adapter_parameters():
+        return  # there the moments take 8 bits in place of 32
+    assert peak(wider, batch, length) >= here
 
 
 @given(demands, calibrations, st.integers(64, 8000))
