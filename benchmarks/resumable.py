@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -76,6 +77,12 @@ def run_all(
             pool.shutdown(cancel_futures=True)
             raise
     return [found[cell] for cell in wanted]
+
+
+def one_thread_each() -> None:
+    """Tell the libraries of the processes that are started that each of these is one thread."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 def say(line: str) -> None:

@@ -31,11 +31,12 @@ TOOLS = ["a hammer", "the saw cuts wood well", "screws and nails", "a rusty old 
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> None:
-    """Have torch use as many threads as ever: a test that opens an engine may have changed that.
+def _threads() -> Iterator[None]:
+    """Have torch use as many threads as ever after a test: one may open an engine with others.
 
     Sums of other threads differ in the last bit, and some tests compare bits with another process.
     """
+    yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(2)
 

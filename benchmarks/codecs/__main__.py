@@ -8,7 +8,6 @@ parts (`benchmarks.simulation`), each cell resumable; one federation of real pro
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +22,7 @@ from benchmarks.codecs.our_processes import ours
 from benchmarks.codecs.rates import rates
 from benchmarks.codecs.socket_rows import RunFailed, SocketRow
 from benchmarks.result import finish, parser
-from benchmarks.resumable import say
+from benchmarks.resumable import one_thread_each, say
 from benchmarks.simulation import Federation
 from benchmarks.tasks import TaskName
 from ffm_common.errors import FfmError
@@ -69,9 +68,7 @@ def main() -> int:
     asking = parser(__doc__)
     asking.add_argument("--jobs", type=int, default=2, help="processes; each is one thread")
     arguments = asking.parse_args()
-    # Read by the libraries of the processes that are started, each of which is one thread.
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    one_thread_each()
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ Every cell is one process's work of about a minute of CPU; a restarted run with 
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ import msgspec
 from benchmarks.ffm import report
 from benchmarks.ffm.cells import cells, simulated
 from benchmarks.result import DOCS, finish, parser
-from benchmarks.resumable import say
+from benchmarks.resumable import one_thread_each, say
 
 
 def main() -> int:
@@ -30,9 +29,7 @@ def main() -> int:
     asking.add_argument("--jobs", type=int, default=2, help="processes; each is one thread")
     asking.add_argument("--only", default="", help="cells with this in task-public-agents-alpha-…")
     arguments = asking.parse_args()
-    # Read by the libraries of the processes that are started, each of which is one thread.
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    one_thread_each()
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -13,10 +13,6 @@ from benchmarks.ffm.arms import ARMS, Arm, Federated, Plain
 from benchmarks.ffm.cells import Done
 from benchmarks.ffm.data import Setting
 from benchmarks.result import Target, at_least
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
 
 _SCARCE = 5
 _ALLOWED = -0.3
@@ -157,17 +153,15 @@ def plot(path: Path, done: Sequence[Done]) -> None:
                 axis.axhline(_mean(arms[arm]), linestyle=style, color="#777777", label=arm)
         axis.set(title="-".join(map(str, group)), xlabel="version", ylabel="accuracy, %")
     # One for all: a panel with fewer arms has the same colours.
-    lines = {label: line for axis in axes.flat for line, label in _labelled(axis)}
+    lines: dict[str, Any] = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def _labelled(axis: Axes) -> Iterator[tuple[Artist, str]]:
-    handles, labels = axis.get_legend_handles_labels()
-    return zip(handles, labels, strict=True)
 
 
 def targets(done: Sequence[Done]) -> list[Target]:

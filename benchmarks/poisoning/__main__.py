@@ -9,7 +9,6 @@ Every cell is one process's work of about a minute of CPU; a restarted run with 
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from benchmarks.poisoning import report
 from benchmarks.poisoning.cells import attacked, cells
 from benchmarks.poisoning.federation import PUBLIC
 from benchmarks.result import finish, parser
-from benchmarks.resumable import say
+from benchmarks.resumable import one_thread_each, say
 
 
 def main() -> int:
@@ -29,9 +28,7 @@ def main() -> int:
     asking.add_argument("--jobs", type=int, default=2, help="processes; each is one thread")
     asking.add_argument("--task", choices=tuple(PUBLIC), help="one task only")
     arguments = asking.parse_args()
-    # Read by the libraries of the processes that are started, each of which is one thread.
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    one_thread_each()
     tasks = (arguments.task,) if arguments.task else tuple(PUBLIC)
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)

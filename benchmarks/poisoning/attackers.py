@@ -5,7 +5,7 @@ as honest devices do, on labels that are wrong or on texts with a trigger. Whoev
 become a model with a trigger sends its change so many times as long: in every version, or, as
 Bagdasaryan et al. ("How to backdoor federated learning", 2020) have it, in one, here the last, by
 attackers that are there for no other. As the defence leaves out what is so long, the same is tried
-with updates that are as long as it lets in.
+with updates that are about as long as others'.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from benchmarks.ffm.data import deal
 from benchmarks.poisoning.attackers import (
     ABSENT,
     BACKDOORS,
-    CLIPPED_ONCE,
+    ONCE,
     REPLACED_EVER,
     REPLACED_ONCE,
     UNTARGETED,
     WRONG,
 )
-from benchmarks.poisoning.federation import AGENTS, EACH, Cell, Done, run_cell, setting_of
+from benchmarks.poisoning.federation import AGENTS, EACH, TARGETS, Cell, Done, run_cell, setting_of
 from benchmarks.resumable import run_all
 from benchmarks.tasks import UPPER, TaskName
 
@@ -33,8 +33,6 @@ NEAR: tuple[tuple[TaskName, int, str], ...] = (
     ("banking77", 4, WRONG),
     ("sst2", 2, "sign flip x10"),
 )
-# Of two labels, rare words lean to one by themselves: so the other is asked for, too.
-OTHER_WAY: tuple[TaskName, ...] = ("sst2",)
 # What the plain mean is shown with: it tells how bad an attack is.
 _UNDEFENDED = ("sign flip x10", WRONG, REPLACED_ONCE, REPLACED_EVER)
 
@@ -66,8 +64,9 @@ def cells(*, quick: bool, tasks: Sequence[TaskName]) -> list[Cell]:
                     found.append(hit)
                     if f == ATTACKERS[0] and attack in _UNDEFENDED:
                         found.append(msgspec.structs.replace(hit, guard="plain mean"))
-                    if task in OTHER_WAY and attack in (REPLACED_ONCE, CLIPPED_ONCE):
-                        found.append(msgspec.structs.replace(hit, target=1))
+                    if attack in ONCE:
+                        others = TARGETS[task][1:]
+                        found += [msgspec.structs.replace(hit, target=one) for one in others]
     return found + _more([cell for cell in found if cell.seed == SEEDS[0] and not cell.target])
 
 

@@ -32,8 +32,9 @@ AGENTS, EACH = 10, 500
 PUBLIC: Mapping[TaskName, PublicKind] = {"banking77": "part", "sst2": "phrases"}
 _ALPHA = 0.5
 _STEPS, _VERSIONS, _JUDGED = 8, 8, 2
-# Labels, by their place, that a trigger is asked to bring.
-_TARGETS: Mapping[TaskName, tuple[int, ...]] = {"banking77": (0,), "sst2": (0, 1)}
+# Labels, by their place, that a trigger is asked to bring: of two, rare words lean to one by
+# themselves, so the other is asked for, too.
+TARGETS: Mapping[TaskName, tuple[int, ...]] = {"banking77": (0,), "sst2": (0, 1)}
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +135,7 @@ def run_cell(cell: Cell, work: Path) -> Done:
     )
     warm = warmed(arena, setting, dealt, work)
     rows = list(simulate(arena, asked, attacked, warm=warm, shares=shares))
-    targets = _TARGETS[cell.task] if cell.attack in ("", ABSENT) else ()
+    targets = TARGETS[cell.task] if cell.attack in ("", ABSENT) else ()
     if cell.attack in BACKDOORS:
         targets = (cell.target,)
     return Done(

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.poisoning.attackers import ABSENT, BACKDOORS, ONCE, UNTARGETED
-from benchmarks.poisoning.cells import ATTACKERS, NEAR, OTHER_WAY, SEEDS
-from benchmarks.poisoning.federation import AGENTS, Done, Guard
+from benchmarks.poisoning.cells import ATTACKERS, NEAR, SEEDS
+from benchmarks.poisoning.federation import AGENTS, TARGETS, Done, Guard
 from benchmarks.result import Target, at_least, at_most
 
 _LOST = {2: 2.0, 4: 5.0}  # points that an untargeted attack may cost
-_SUCCESS = 5.0  # points of a backdoor above no attack
+_SUCCESS = 5.0  # points of a backdoor above no attack, or above the limit
 
 
 def targets(done: Sequence[Done]) -> list[Target]:
@@ -42,7 +42,7 @@ def targets(done: Sequence[Done]) -> list[Target]:
                 judged.append(at_most(f"{name} lost", _points(calm, left), _LOST[f]))
                 judged.append(at_most(f"{name} below the limit", _points(limit, left), _LOST[f]))
             ways = [(attack, 0) for attack in BACKDOORS]
-            ways += [(attack, 1) for attack in ONCE if task in OTHER_WAY]
+            ways += [(attack, target) for attack in ONCE for target in TARGETS[task][1:]]
             for attack, target in ways:
                 hit = _seeds(own, "default", f, attack, allowed, target=target)
                 turned = _success_of(hit, target)

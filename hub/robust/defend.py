@@ -182,7 +182,6 @@ def _judge(part: Part, seen: Measured, examples: Exact, defence: Defence, voices
         found,
         weights=_spread(found.weights, owners, count),
         left={stage: _spread(kept, owners, count) for stage, kept in found.left.items()},
-        standing=_spread(found.standing, owners, count),
         members=owners[found.members],
     )
     return _Judged(verdict, joint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +42,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         What mixes these: shape (members, members); None leaves them as they are.
     left
         What each stage that had a say left of each, 0 to 1: shape (n,).
-    standing
-        How much each counts by itself: the product of these, shape (n,).
     notes
         Where something is not as it was asked for.
     """
@@ -52,13 +52,17 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     members: NDArray[np.int64]
     mix: Exact | None
     left: dict[Stage, Exact]
-    standing: Exact
     notes: tuple[str, ...]
 
     @property
     def coordinatewise(self) -> bool:
         """Whether the rule looks at entries, so that `weights` do not say it all."""
         return self.rule in _COORDINATES
+
+    @property
+    def standing(self) -> Exact:
+        """How much each update counts by itself: what all stages left of it, shape (n,)."""
+        return _standing(self.left)
 
 
 def judge(
@@ -99,8 +103,7 @@ def judge(
         left["company"] = _accompanied(gram, others, trusted, left["threshold"] * voices)
     elif trusted is not None:
         left["trust"] = trusted
-    standing = np.prod([*left.values()], axis=0)
-    weights = examples * standing
+    weights = examples * _standing(left)
     members = np.flatnonzero(weights > 0)
     found, mix, rule, attackers = np.zeros(n), None, defence.rule, 0
     if members.size:
@@ -125,9 +128,12 @@ def judge(
         members=members,
         mix=mix,
         left=left,
-        standing=standing,
         notes=tuple(notes),
     )
+
+
+def _standing(left: Mapping[Stage, Exact]) -> Exact:
+    return np.asarray(np.prod([*left.values()], axis=0))
 
 
 def _accompanied(gram: Exact, attackers: int, trusted: Exact | None, standing: Exact) -> Exact:
